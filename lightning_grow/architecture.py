@@ -1,0 +1,266 @@
+"""What a checkpoint says about the module that wrote it, and that module built again."""
+
+import inspect
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from lightning_grow.checkpoint import KEY
+from lightning_grow.errors import RefusedGrowth
+
+Source = Callable[[dict[str, Any]], nn.Module]
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+
+WAYS_OUT = (
+    "Three ways out: pass source= (a callable hparams -> nn.Module that builds the source) to ArchTransfer; "
+    "convert the file first with lightning_grow.convert_checkpoint(path, target, out, source=...); "
+    "or save the run again from a module that calls self.save_hyperparameters() and has GrowableMixin."
+)
+
+
+def record_architecture(checkpoint: dict[str, Any], module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Write under our key what a later, bigger resume must know: plain types only.
+
+    Args:
+        checkpoint: The checkpoint being saved, changed in place.
+        module: The module it belongs to.
+        optimizers: Its optimizers; the names of their parameters are recorded group by group.
+    """
+    record = {
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "hparams": {key: value for key, value in find_hparams(module).items() if is_plain(value)},
+        "shapes": {name: list(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()},
+        "optimizers": [find_param_names(module, optimizer) for optimizer in optimizers],
+    }
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), "version": 1, "architecture": record}
+
+
+def find_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture recorded under our key; empty where the library was not there at save time."""
+    return dict(checkpoint.get(KEY, {}).get("architecture", {}))
+
+
+def find_param_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """The parameter names of each group, in the optimizer's order; "" for a tensor that is not in the module."""
+    names = {id(parameter): strip_compiled(name) for name, parameter in module.named_parameters()}
+    return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def find_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict; extra state (any object) is left out."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def strip_compiled(name: str) -> str:
+    """A parameter's name without the prefix that ``torch.compile`` puts on submodules.
+
+    >>> strip_compiled("net._orig_mod.0.weight")
+    'net.0.weight'
+    """
+    return name.replace("_orig_mod.", "")
+
+
+def align_names(state: Mapping[str, Any], like: Iterable[str]) -> dict[str, Any]:
+    """The same state under the names of `like` where the two differ by a compiled prefix only.
+
+    >>> align_names({"net._orig_mod.0.weight": 1}, ["net.0.weight"])
+    {'net.0.weight': 1}
+    """
+    names = {strip_compiled(name): name for name in like}
+    return {names.get(strip_compiled(name), name): value for name, value in state.items()}
+
+
+def to_plain(value: Any) -> Any:
+    """Containers as plain ones: OmegaConf's resolved to dicts and lists, every other value as it is.
+
+    >>> to_plain({"hidden_dims": [64, 64]})
+    {'hidden_dims': [64, 64]}
+    """
+    omegaconf = sys.modules.get("omegaconf")  # who never imported it has none of its objects
+    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
+        return omegaconf.OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return type(value)(map(to_plain, value)) if type(value) in (list, tuple, set) else value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether ``torch.load(weights_only=True)`` reads this value back.
+
+    >>> is_plain([1, {"a": None}]), is_plain(print)
+    (True, False)
+    """
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(is_plain(key) and is_plain(item) for key, item in value.items())
+    if type(value) in (list, tuple, set):
+        return all(map(is_plain, value))
+    return type(value) in PLAIN
+
+
+def find_hparams(module: nn.Module) -> dict[str, Any]:
+    """The hyperparameters a module keeps (Lightning's `hparams`), as plain containers; empty when it keeps none."""
+    return dict(to_plain(dict(getattr(module, "hparams", None) or {})))
+
+
+def checkpoint_hparams(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters the checkpoint was written under.
+
+    What we recorded at save time wins: `load_from_checkpoint(path, hidden_dims=...)` overwrites `hyper_parameters`
+    before any hook runs.
+    """
+    saved = to_plain(dict(checkpoint.get("hyper_parameters") or {}))
+    return {**saved, **find_record(checkpoint).get("hparams", {})}
+
+
+def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each hyperparameter that differs, as (source's, target's); a list equals the tuple of the same items.
+
+    >>> compare_hparams({"hidden_dims": (64,), "lr": 0.1}, {"hidden_dims": [128], "lr": 0.1})
+    {'hidden_dims': ((64,), [128])}
+    """
+    shared = [key for key in source if key in target]
+    return {key: (source[key], target[key]) for key in shared if not _equal(source[key], target[key])}
+
+
+def rebuild_source(
+    target: nn.Module, checkpoint: Mapping[str, Any], state: Mapping[str, Any], source: Source | None = None
+) -> nn.Module:
+    """Build the module that wrote the checkpoint and give it the checkpoint's weights, without copying them.
+
+    Args:
+        target: The module being resumed; the source is of its class unless `source` builds it.
+        checkpoint: Where the hyperparameters are read from.
+        state: The source's state dict.
+        source: Builds the source from the hyperparameters, instead of the target's class.
+
+    Returns:
+        The source, in evaluation mode or training mode as the target is.
+
+    Raises:
+        RefusedGrowth: There is nothing to build it from, or what was built does not fit the weights.
+    """
+    hparams = checkpoint_hparams(checkpoint)
+    if source is None and not hparams:
+        raise RefusedGrowth(f"the checkpoint holds no hyperparameters, so its module cannot be built again. {WAYS_OUT}")
+
+    def build() -> nn.Module:
+        if source is not None:
+            return source(dict(hparams))
+        return type(target)(**_init_arguments(type(target), hparams, checkpoint.get("hparams_name")))
+
+    module = _fill(build, state)
+    _match_example_inputs(module, target)
+    return module.train(target.training)
+
+
+@contextmanager
+def untouched_rng() -> Iterator[None]:
+    """Put the random states of Python, NumPy and torch back as they were."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
+
+
+def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module:
+    """Build on the meta device; on the CPU where that fails or leaves a tensor that no state dict carries."""
+    with untouched_rng():
+        try:
+            with torch.device("meta"):
+                module = _configure(build())
+            _assign(module, state)
+            if not _has_meta_tensors(module):
+                return module
+        except RefusedGrowth:
+            raise
+        except Exception:  # any code may run in an __init__; the CPU build below gives the true error
+            pass
+        try:
+            with torch.device("cpu"):
+                module = _configure(build())
+        except Exception as error:
+            raise RefusedGrowth(
+                f"the checkpoint's module cannot be built from its hyperparameters "
+                f"({type(error).__name__}: {error}). {WAYS_OUT}"
+            ) from error
+        _assign(module, state)
+        return module
+
+
+def _configure(module: nn.Module) -> nn.Module:
+    if hasattr(module, "configure_model"):
+        module.configure_model()
+    return module
+
+
+def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
+    own = module.state_dict()
+    state = align_names(state, own)
+    expected = {name: tuple(tensor.shape) for name, tensor in find_tensors(own).items()}
+    given = {name: tuple(tensor.shape) for name, tensor in find_tensors(state).items()}
+    wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+    if wrong:
+        name = wrong[0]
+        raise RefusedGrowth(
+            f"the module built from the checkpoint's hyperparameters is not the one that wrote its weights: "
+            f"{len(wrong)} tensors differ, e.g. {name!r} is {given.get(name, 'absent')} in the checkpoint and "
+            f"{expected.get(name, 'absent')} in the module. Hyperparameters that load_from_checkpoint(...) overwrites "
+            f"are lost for files written without GrowableMixin. {WAYS_OUT}"
+        )
+    module.load_state_dict(state, assign=True)
+
+
+def _has_meta_tensors(module: nn.Module) -> bool:
+    plain = (value for child in module.modules() for value in vars(child).values() if value is not vars(module).get("_example_input_array"))
+    tensors = [*module.parameters(), *module.buffers(), *(value for value in plain if isinstance(value, Tensor))]
+    return any(tensor.is_meta for tensor in tensors)
+
+
+def _match_example_inputs(source: nn.Module, target: nn.Module) -> None:
+    """Give a source that was built on meta real example inputs: the target's where they are of the same shapes."""
+    given = getattr(source, "example_input_array", None)
+    if given is None:
+        return
+    wanted = getattr(target, "example_input_array", None)
+    shapes = tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, (given, wanted))
+    source.example_input_array = wanted if shapes[0] == shapes[1] else tree_map(_materialize, given)  # type: ignore[assignment]
+
+
+def _materialize(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_meta:
+        return leaf
+    if not leaf.is_floating_point():
+        return torch.zeros_like(leaf, device="cpu")
+    return torch.randn(leaf.shape, dtype=leaf.dtype, generator=torch.Generator().manual_seed(0))
+
+
+def _init_arguments(cls: type, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
+    """Those hyperparameters that `__init__` takes; all in one argument where they were saved under its name."""
+    parameters = inspect.signature(cls).parameters
+    if hparams_name in parameters and parameters[hparams_name].kind is not inspect.Parameter.VAR_KEYWORD:
+        return {hparams_name: dict(hparams)}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return {key: value for key, value in hparams.items() if not key.startswith("_")}
+    return {key: value for key, value in hparams.items() if key in parameters}
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return type(left) is type(right) and torch.equal(left, right)
+    return bool(left is right or left == right)
