@@ -1,0 +1,116 @@
+"""The network: a policy (actor) and a state value (critic), as plain multilayer perceptrons."""
+
+import difflib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.rl.distributions import Categorical, Gaussian
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class ActorCritic(nn.Module):
+    """Actor and critic with separate trunks (`actor`, `critic`) or one (`trunk`, `actor_head`, `critic_head`).
+
+    Weights are orthogonal with CleanRL's gains: sqrt(2) in the trunk, 0.01 for the policy, 1 for the value; biases 0.
+
+    Args:
+        state_dim: Length of an observation.
+        action_dim: Number of discrete actions, or length of a continuous one.
+        continuous: Gaussian actions with a state-independent `log_std` instead of a choice.
+        hidden_dims: Width of each hidden layer, of actor and critic alike; may be empty.
+        activation: One of `ACTIVATIONS`.
+        shared_trunk: Whether actor and critic share all but their last layer.
+
+    Raises:
+        ValueError: If there is no such activation, or a size is below 1.
+
+    >>> agent = ActorCritic(state_dim=4, action_dim=2, hidden_dims=[8])
+    >>> logits, value = agent(torch.zeros(3, 4))
+    >>> logits.shape, value.shape
+    (torch.Size([3, 2]), torch.Size([3, 1]))
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        continuous: bool = False,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        shared_trunk: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = [state_dim, *hidden_dims]
+        if min(*sizes, action_dim) < 1:
+            raise ValueError(
+                f"every size must be at least 1; came {state_dim=}, hidden_dims={list(hidden_dims)}, {action_dim=}."
+            )
+        self.action_dim, self.continuous, self.shared_trunk = action_dim, continuous, shared_trunk
+        if shared_trunk:
+            self.trunk = make_trunk(sizes, activation)
+            self.actor_head = make_linear(sizes[-1], action_dim, gain=0.01)
+            self.critic_head = make_linear(sizes[-1], 1, gain=1.0)
+        else:
+            self.actor = make_trunk(sizes, activation).append(make_linear(sizes[-1], action_dim, gain=0.01))
+            self.critic = make_trunk(sizes, activation).append(make_linear(sizes[-1], 1, gain=1.0))
+        if continuous:
+            self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def policy(self, observations: Tensor) -> Tensor:
+        """Return the logits or the mean of the actions: `(..., state_dim)` to `(..., action_dim)`."""
+        output: Tensor = self.actor_head(self.trunk(observations)) if self.shared_trunk else self.actor(observations)
+        return output
+
+    def value(self, observations: Tensor) -> Tensor:
+        """Return the state values: `(..., state_dim)` to `(..., 1)`."""
+        output: Tensor = self.critic_head(self.trunk(observations)) if self.shared_trunk else self.critic(observations)
+        return output
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
+        """Return (logits, value), or (mean, value, log_std) where actions are continuous."""
+        if self.shared_trunk:
+            features = self.trunk(observations)
+            outputs = (self.actor_head(features), self.critic_head(features))
+        else:
+            outputs = (self.actor(observations), self.critic(observations))
+        return (*outputs, self.log_std) if self.continuous else outputs
+
+    def distribution(self, output: Tensor) -> Categorical | Gaussian:
+        """Return the action distribution that `policy`'s output stands for."""
+        return Gaussian(output, self.log_std) if self.continuous else Categorical(output)
+
+    def noise(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw what the distribution's `sample` needs, `(*leading, action_dim)`, on the generator's device."""
+        family = Gaussian if self.continuous else Categorical
+        return family.noise((*leading, self.action_dim), generator)
+
+
+def make_trunk(sizes: Sequence[int], activation: str) -> nn.Sequential:
+    """Return linear layers between `sizes`, each followed by the activation."""
+    if activation not in ACTIVATIONS:
+        nearest = difflib.get_close_matches(activation.lower(), ACTIVATIONS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"no activation named {activation!r}.{hint} Known: {', '.join(ACTIVATIONS)}.")
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        layers += [make_linear(fan_in, fan_out, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def make_linear(fan_in: int, fan_out: int, gain: float) -> nn.Linear:
+    """Return a linear layer with an orthogonal weight of that gain and no bias yet."""
+    linear = nn.Linear(fan_in, fan_out)
+    nn.init.orthogonal_(linear.weight, gain)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,77 @@
+"""The two action distributions, as plain formulas: a rollout has no time for `torch.distributions` objects."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Choose one of `action_dim` actions with probability softmax(logits).
+
+    Args:
+        logits: `(..., action_dim)`.
+    """
+
+    logits: Tensor
+
+    @staticmethod
+    def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw Gumbel noise, -log(E) with E ~ Exp(1): all that `sample` needs of chance."""
+        return -torch.empty(shape, device=generator.device).exponential_(generator=generator).log()
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Sample by the Gumbel-max trick: argmax(logits + noise) has the probabilities softmax(logits)."""
+        return (self.logits + noise).argmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action."""
+        return self.logits.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log p(actions), of the shape of `actions`: `(...)`."""
+        return self.logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return -sum p log p in nats, shape `(...)`."""
+        log_probs = self.logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent normal actions; their standard deviation does not depend on the state.
+
+    Args:
+        mean: `(..., action_dim)`.
+        log_std: `(action_dim,)`.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    @staticmethod
+    def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw standard normal noise: all that `sample` needs of chance."""
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return mean + std * noise, not clipped: the environment clips to its bounds."""
+        return self.mean + self.log_std.exp() * noise
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action."""
+        return self.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return the log density of the joint action, shape `(...)` of `actions` `(..., action_dim)`."""
+        standardized = (actions - self.mean) * (-self.log_std).exp()
+        return -(0.5 * standardized.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the joint differential entropy in nats, shape `(...)`."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(self.mean.shape[:-1])

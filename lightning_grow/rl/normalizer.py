@@ -1,0 +1,56 @@
+"""Running normalisation of observations, kept as module buffers so that a checkpoint carries it."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ObservationNormalizer(nn.Module):
+    """Shift and scale each feature to mean 0 and variance 1, then clip.
+
+    The statistics change only in `update`, so all of one PPO iteration sees the same ones and its ratios start at 1.
+    `count` is kept per feature: features that a grown observation adds start their own statistics at 0 observations,
+    and the millions seen before do not freeze them. A feature never seen passes as it is.
+
+    Args:
+        state_dim: Length of an observation.
+        clip: Largest absolute normalised value.
+        epsilon: Added to the variance.
+
+    Shape: buffers `mean`, `var` and `count` are `(state_dim,)`; `var` is the biased variance.
+
+    References: Huang et al., "The 37 implementation details of PPO" (2022), continuous-action details 5 and 6; Chan et
+    al. (1979) for merging the moments of two samples.
+
+    >>> normalizer = ObservationNormalizer(1)
+    >>> normalizer.update(torch.tensor([[1.0], [3.0]]))
+    >>> normalizer(torch.tensor([[4.0]]))
+    tensor([[2.]])
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, state_dim: int, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.clip, self.epsilon = clip, epsilon
+        self.register_buffer("mean", torch.zeros(state_dim))
+        self.register_buffer("var", torch.ones(state_dim))
+        self.register_buffer("count", torch.zeros(state_dim))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return `observations` `(..., state_dim)` normalised and clipped."""
+        normalized = (observations - self.mean) * (self.var + self.epsilon).rsqrt()
+        return torch.where(self.count > 0, normalized, observations).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, observations: Tensor) -> None:
+        """Merge the moments of `observations` `(..., state_dim)` into the running ones."""
+        batch = observations.reshape(-1, self.mean.shape[0])
+        total = self.count + len(batch)
+        share = len(batch) / total
+        shift = batch.mean(0) - self.mean
+        # With count 0 the share is 1, so the initial mean 0 and variance 1 leave no trace.
+        self.var += share * (batch.var(0, correction=0) - self.var + (1 - share) * shift.square())
+        self.mean += share * shift
+        self.count.copy_(total)

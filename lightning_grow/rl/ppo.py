@@ -1,0 +1,385 @@
+"""PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gymnasium
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+try:
+    from lightning_grow.growable import GrowableMixin
+except ImportError:
+
+    class GrowableMixin: ...
+
+
+from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.gae import generalized_advantages
+from lightning_grow.rl.losses import approximate_kl, clip_fraction, explained_variance, policy_loss, value_loss
+from lightning_grow.rl.metrics import EpisodeStatistics
+from lightning_grow.rl.normalizer import ObservationNormalizer
+from lightning_grow.rl.rollout import Rollout, collect
+from lightning_grow.rl.spaces import make_env
+from lightning_grow.rl.vector_env import VectorEnv
+
+CHECKPOINT_KEY = "lightning_grow.rl"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's samples, or some of them; each `(batch, ...)`.
+
+    Attributes:
+        observations: Normalised, `(batch, state_dim)`.
+        actions: `(batch,)` or `(batch, action_dim)`.
+        log_probs: Of the actions at the time of the rollout, `(batch,)`.
+        values: V(s) at the time of the rollout, `(batch,)`.
+        advantages: `(batch,)`.
+        returns: What the critic learns, `(batch,)`.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def __getitem__(self, indices: Tensor) -> "Batch":
+        return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
+
+
+class PPO(GrowableMixin, LightningModule):
+    """Train an `ActorCritic` by proximal policy optimization, with CleanRL's names and defaults.
+
+    One `training_step` is one iteration and one epoch of the Trainer: `num_steps` steps in each of `num_envs`
+    environments, then `update_epochs` x `num_minibatches` optimizer steps. So `max_epochs` counts iterations and
+    `trainer.global_step` optimizer steps; environment steps are logged beside it as `timesteps`.
+
+    Environments are made in `setup` and closed in `teardown`. A checkpoint has the random streams, the counters and,
+    for environments that offer `get_state() -> dict` and `set_state(dict)`, the running episodes, so that training
+    straight on and resuming give the same bits on a CPU. Every other gymnasium environment starts a new episode
+    at a resume.
+
+    Args:
+        state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`).
+        action_dim: Number of discrete actions, or length of a continuous one.
+        continuous: Gaussian actions, clipped to the environment's bounds, instead of a choice.
+        env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`; CartPole-v1 when None.
+        hidden_dims: Width of each hidden layer, of actor and critic alike.
+        activation: elu, gelu, leaky_relu, relu, silu or tanh.
+        shared_trunk: Whether actor and critic share all but their last layer.
+        normalize_observations: Whether to shift and scale observations by running statistics.
+        num_envs: Environments stepped together.
+        num_steps: Steps in each environment per iteration.
+        learning_rate: Of Adam, at the start.
+        anneal_lr: Whether the learning rate falls linearly to 0 at the last iteration.
+        total_iterations: Iterations over which it falls; the Trainer's `max_epochs` (or `max_steps`) when None.
+        gamma: Discount, in [0, 1].
+        gae_lambda: GAE's trade of bias (0) against variance (1).
+        num_minibatches: Minibatches per pass over a rollout.
+        update_epochs: Passes over a rollout.
+        norm_adv: Whether to normalise the advantages of each minibatch.
+        clip_coef: How far a ratio may leave 1 before its gradient stops.
+        clip_vloss: Whether to clip the change of values by `clip_coef` too.
+        ent_coef: Weight of the entropy bonus.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Gradients are clipped to this norm.
+        target_kl: No further pass over a rollout once the approximate KL exceeds this; None never stops.
+        seed: Of environments (the i-th gets seed + i), action noise and minibatch order. Weights are drawn from torch's
+            global generator, as in every module: call `lightning.seed_everything` before.
+
+    Raises:
+        ValueError: If there is no such activation, or sizes are below 1.
+
+    Logged once an iteration: `episode_return` and `episode_length` (means of the last 100 episodes, NaN before the
+    first has ended), `timesteps`, `episodes`, `policy_loss`, `value_loss`, `entropy`, `approx_kl`, `clipfrac`,
+    `explained_variance`, `learning_rate`.
+
+    References: Schulman et al., "Proximal policy optimization algorithms" (2017); Huang et al., "The 37 implementation
+    details of PPO" (2022).
+
+    >>> agent = PPO(state_dim=4, action_dim=2, env={"id": "CartPole-v1"}, hidden_dims=[8])
+    >>> logits, value = agent(agent.example_input_array)
+    >>> logits.shape, value.shape
+    (torch.Size([7, 2]), torch.Size([7, 1]))
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        continuous: bool = False,
+        env: Mapping[str, Any] | None = None,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        shared_trunk: bool = False,
+        normalize_observations: bool = True,
+        num_envs: int = 4,
+        num_steps: int = 128,
+        learning_rate: float = 2.5e-4,
+        anneal_lr: bool = True,
+        total_iterations: int | None = None,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        num_minibatches: int = 4,
+        update_epochs: int = 4,
+        norm_adv: bool = True,
+        clip_coef: float = 0.2,
+        clip_vloss: bool = True,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
+        self.normalizer = ObservationNormalizer(state_dim) if normalize_observations else nn.Identity()
+        self.statistics = EpisodeStatistics()
+        self.envs: VectorEnv | None = None
+        self.generator: torch.Generator | None = None
+        self.run_state: dict[str, Any] | None = None
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
+        """Return (logits, value), or (mean, value, log_std) where actions are continuous.
+
+        Args:
+            observations: As the environment gives them, `(batch, state_dim)`.
+
+        Returns:
+            `(batch, action_dim)`, `(batch, 1)` and, if there is one, `(action_dim,)`.
+        """
+        outputs: tuple[Tensor, ...] = self.agent(self.normalizer(observations))
+        return outputs
+
+    @property
+    def timesteps(self) -> int:
+        """Environment steps since the agent was new, over all environments."""
+        return int(self.statistics.timesteps)
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that ended since the agent was new."""
+        return int(self.statistics.episodes)
+
+    # Growth: what the inputs are.
+
+    @property  # type: ignore[misc]  # Lightning's has a setter, for modules that keep a tensor
+    def example_input_array(self) -> Tensor:
+        """Seven observations, always the same, spread as the normaliser has seen them."""
+        state_dim: int = self.hparams["state_dim"]
+        noise = torch.randn(7, state_dim, generator=torch.Generator().manual_seed(0), device="cpu")
+        if not isinstance(self.normalizer, ObservationNormalizer) or self.normalizer.mean.is_meta:
+            return noise
+        return self.normalizer.mean.cpu() + self.normalizer.var.sqrt().cpu() * noise
+
+    @property
+    def input_names(self) -> list[str] | None:
+        """Names of the observation's features if the environment has them, as `lightning_grow/Market-v0` does."""
+        env = make_env(self.hparams["env"])
+        names: list[str] | None = getattr(env.unwrapped, "observation_names", None)
+        env.close()
+        return names
+
+    @staticmethod
+    def describe_inputs(hparams: dict[str, Any]) -> str:
+        """Say how an agent's input size comes about from its hyperparameters; nothing but for the market."""
+        env = hparams.get("env") or {}
+        if env.get("id") != "lightning_grow/Market-v0":
+            return ""
+        parts = {**gymnasium.spec(env["id"]).kwargs, **env}
+        sizes = parts["state_features"], len(parts["timeframes"]), parts["lookback_bars"]
+        return "{} features x {} timeframes x {} lookback bars = {}".format(*sizes, math.prod(sizes))
+
+    # Lightning: the run around an iteration.
+
+    def setup(self, stage: str) -> None:
+        """Make the environments of a fit, and check that they are the ones this network was built for.
+
+        Raises:
+            ValueError: If the environment's sizes are not the network's, or the run is distributed.
+        """
+        if stage != "fit":
+            return
+        if self.trainer.world_size > 1:
+            raise ValueError(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
+        self.envs = VectorEnv(self.hparams["env"], self.hparams["num_envs"])
+        names = ("state_dim", "action_dim", "continuous")
+        ours = tuple(self.hparams[name] for name in names)
+        if ours != self.envs.sizes:
+            theirs = dict(zip(names, self.envs.sizes, strict=True))
+            self.envs.close()
+            raise ValueError(
+                f"{self.hparams['env']['id']} has {theirs}; the agent was built with"
+                f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
+            )
+
+    def on_train_start(self) -> None:
+        """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
+        envs, state, seed = self._made_envs(), self.run_state, self.hparams["seed"]
+        self.generator = torch.Generator().manual_seed(seed)
+        if state is not None:
+            self.generator.set_state(state["generator"])
+        if state is None or not envs.load_state_dict(state["envs"]):
+            if state is not None:
+                rank_zero_info("The environments are not those of the checkpoint: their episodes start anew.")
+            envs.reset(seed)
+
+    def teardown(self, stage: str) -> None:
+        """Close the environments, and remember where they were for a later checkpoint or fit."""
+        if self.envs is not None:
+            self.run_state = self._current_run_state()
+            self.envs.close()
+            self.envs = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, random streams and environments, in types that load with `weights_only=True`."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY] = {
+            "statistics": self.statistics.state(),
+            "run": self._current_run_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what `on_save_checkpoint` added, if it is there."""
+        super().on_load_checkpoint(checkpoint)
+        if CHECKPOINT_KEY in checkpoint:
+            self.statistics.restore(checkpoint[CHECKPOINT_KEY]["statistics"])
+            self.run_state = checkpoint[CHECKPOINT_KEY]["run"]
+
+    def train_dataloader(self) -> Iterable[int]:
+        """One empty batch: an epoch is one iteration, and the data comes from the environments."""
+        return range(1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with epsilon 1e-5 (fused), and the linear annealing, stepped once an iteration."""
+        adam = torch.optim.Adam(self.named_parameters(), lr=self.hparams["learning_rate"], eps=1e-5, fused=True)
+        if not self.hparams["anneal_lr"]:
+            return adam
+        return [adam], [LambdaLR(adam, lambda step: self._lr_factor(step))]
+
+    # PPO itself.
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        """Run one iteration: collect a rollout, update on it, and log."""
+        envs, generator = self._made_envs(), cast(torch.Generator, self.generator)
+        rollout = collect(envs, self.agent, self.normalizer, self.hparams["num_steps"], generator)
+        samples = self.prepare(rollout)
+        diagnostics = self.update(samples, generator)
+        if isinstance(self.normalizer, ObservationNormalizer):
+            self.normalizer.update(rollout.observations[:-1])
+        self.statistics.update(rollout.episode_returns, rollout.episode_lengths, len(samples.returns))
+        diagnostics |= {
+            "explained_variance": explained_variance(samples.values, samples.returns),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+        }
+        if self.hparams["anneal_lr"]:
+            cast(LambdaLR, self.lr_schedulers()).step()
+        diagnostics |= self.statistics.compute()
+        episode_return = diagnostics.pop("episode_return")
+        self.log("episode_return", episode_return, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict(diagnostics, on_step=False, on_epoch=True, batch_size=1)
+
+    @torch.no_grad()
+    def prepare(self, rollout: Rollout) -> Batch:
+        """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
+        observations = self.normalizer(rollout.observations)
+        values = self.agent.value(observations).squeeze(-1)
+        next_values = values[1:].clone()
+        # The observation after an end belongs to the next episode.
+        final_values = self.agent.value(self.normalizer(rollout.final_observations)).squeeze(-1)
+        next_values[rollout.terminated | rollout.truncated] = final_values
+        advantages = generalized_advantages(
+            rollout.rewards,
+            values[:-1],
+            next_values,
+            rollout.terminated,
+            rollout.truncated,
+            self.hparams["gamma"],
+            self.hparams["gae_lambda"],
+        )
+        log_probs = self.agent.distribution(rollout.outputs).log_prob(rollout.actions)
+        columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, advantages + values[:-1])
+        return Batch(*(column.flatten(0, 1) for column in columns))
+
+    def update(self, samples: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Take all optimizer steps of an iteration; return the mean of each diagnostic over them."""
+        steps: list[Tensor] = []
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+        for _ in range(self.hparams["update_epochs"]):
+            order = torch.randperm(len(samples.returns), generator=generator).to(self.device)
+            steps += [self.update_once(samples[indices]) for indices in order.chunk(self.hparams["num_minibatches"])]
+            if (
+                self.hparams["target_kl"] is not None
+                and steps[-1][names.index("approx_kl")] > self.hparams["target_kl"]
+            ):
+                break
+        return dict(zip(names, torch.stack(steps).mean(0), strict=True))
+
+    def update_once(self, samples: Batch) -> Tensor:
+        """Take one optimizer step; return (policy loss, value loss, entropy, approximate KL, clipped fraction)."""
+        clip_coef = self.hparams["clip_coef"]
+        distribution = self.agent.distribution(self.agent.policy(samples.observations))
+        log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
+        values = self.agent.value(samples.observations).squeeze(-1)
+        advantages = samples.advantages
+        if self.hparams["norm_adv"]:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        actor_loss = policy_loss(log_ratios, advantages, clip_coef)
+        critic_loss = value_loss(
+            values, samples.values, samples.returns, clip_coef if self.hparams["clip_vloss"] else None
+        )
+        entropy = distribution.entropy().mean()
+        optimizer = self._optimizer
+        optimizer.zero_grad()
+        self.manual_backward(actor_loss - self.hparams["ent_coef"] * entropy + self.hparams["vf_coef"] * critic_loss)
+        nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
+        optimizer.step()
+        log_ratios = log_ratios.detach()
+        kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, clip_coef)
+        return torch.stack([actor_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped])
+
+    def _lr_factor(self, step: int) -> float:
+        """Return the learning rate after `step` scheduler steps as a fraction: 1 at first, 0 after the last iteration.
+
+        A scheduler that starts in the middle of a run, as after growth, falls over the iterations that are left.
+        """
+        if step == 0:
+            return 1.0
+        first_iteration = self.current_epoch + 1 - step
+        return max(0.0, 1 - step / max(1, self._num_iterations() - first_iteration))
+
+    def _num_iterations(self) -> int:
+        total: int | None = self.hparams["total_iterations"] or self.trainer.max_epochs
+        if total is not None and total > 0:
+            return total
+        if self.trainer.max_steps > 0:
+            steps_each: int = self.hparams["update_epochs"] * self.hparams["num_minibatches"]
+            return math.ceil(self.trainer.max_steps / steps_each)
+        raise ValueError("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
+
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        return cast(LightningOptimizer, self.optimizers())
+
+    def _made_envs(self) -> VectorEnv:
+        if self.envs is None:
+            raise RuntimeError("PPO has no environments outside of fit: train it with Trainer.fit.")
+        return self.envs
+
+    def _current_run_state(self) -> dict[str, Any] | None:
+        if self.envs is None or self.generator is None:
+            return self.run_state
+        return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}

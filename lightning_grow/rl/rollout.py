@@ -1,0 +1,90 @@
+"""Collection: play the policy for some steps in every environment and keep what PPO trains on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.vector_env import EpisodeEnd, VectorEnv
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What happened in `num_steps` steps of `num_envs` environments.
+
+    Attributes:
+        observations: s_t as the environment gave it, and what it shows after the last step,
+            `(num_steps + 1, num_envs, state_dim)`.
+        outputs: The policy's output on s_t, `(num_steps, num_envs, action_dim)`.
+        actions: `(num_steps, num_envs)` int64, or `(num_steps, num_envs, action_dim)` where continuous (not clipped).
+        rewards: `(num_steps, num_envs)`.
+        terminated: Whether the step reached a terminal state, bool `(num_steps, num_envs)`.
+        truncated: Whether the episode was cut off after the step, bool `(num_steps, num_envs)`.
+        final_observations: What each ended episode showed last, `(num_ends, state_dim)`, ordered by step, then by
+            environment, as the True of `terminated | truncated` are.
+        episode_returns: Undiscounted returns of the episodes that ended.
+        episode_lengths: Their lengths in steps.
+    """
+
+    observations: Tensor
+    outputs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_observations: Tensor
+    episode_returns: list[float]
+    episode_lengths: list[int]
+
+
+@torch.no_grad()
+def collect(
+    envs: VectorEnv, agent: ActorCritic, normalizer: nn.Module, num_steps: int, generator: torch.Generator
+) -> Rollout:
+    """Play `num_steps` steps in every environment, sampling actions.
+
+    Only the actor runs here; values and log-probabilities are cheaper in one batch afterwards. All noise is drawn
+    at once.
+
+    Args:
+        envs: Environments in mid-episode; they are left where the rollout ends.
+        agent: The policy, whose device the rollout is put on.
+        normalizer: Maps observations `(num_envs, state_dim)` to what the policy is given.
+        num_steps: Steps in each environment.
+        generator: Source of the action noise, on the CPU.
+    """
+    num_envs, state_dim = envs.observations.shape
+    device = next(agent.parameters()).device
+    shape = (num_steps, num_envs)
+    noise = agent.noise(shape, generator).to(device)
+    observations = torch.empty(num_steps + 1, num_envs, state_dim)
+    outputs = torch.empty(*shape, agent.action_dim, device=device)
+    actions = torch.empty(*shape, agent.action_dim) if agent.continuous else torch.empty(shape, dtype=torch.int64)
+    rewards = torch.empty(shape)
+    terminated, truncated = torch.empty(2, *shape, dtype=torch.bool)
+    ends: list[EpisodeEnd] = []
+    for step in range(num_steps):
+        observations[step] = torch.from_numpy(envs.observations)
+        outputs[step] = agent.policy(normalizer(observations[step].to(device)))
+        actions[step] = agent.distribution(outputs[step]).sample(noise[step])
+        step_rewards, step_terminated, step_truncated, step_ends = envs.step(actions[step].numpy())
+        rewards[step] = torch.from_numpy(step_rewards)
+        terminated[step] = torch.from_numpy(step_terminated)
+        truncated[step] = torch.from_numpy(step_truncated)
+        ends += step_ends
+    observations[num_steps] = torch.from_numpy(envs.observations)
+    final_observations = (
+        torch.stack([torch.from_numpy(end.observation) for end in ends]) if ends else observations[:0, 0]
+    )
+    return Rollout(
+        observations.to(device),
+        outputs,
+        actions.to(device),
+        rewards.to(device),
+        terminated.to(device),
+        truncated.to(device),
+        final_observations.to(device),
+        [end.episode_return for end in ends],
+        [end.length for end in ends],
+    )
