@@ -16,6 +16,8 @@ from lightning_grow.checkpoint import KEY
 from lightning_grow.errors import RefusedGrowth
 
 Source = Callable[[dict[str, Any]], nn.Module]
+ATTRIBUTES = "_lightning_grow_attributes"
+ABSENT = "(absent)"
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 
 WAYS_OUT = (
@@ -39,7 +41,23 @@ def record_architecture(checkpoint: dict[str, Any], module: nn.Module, optimizer
         "shapes": {name: list(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()},
         "optimizers": [find_param_names(module, optimizer) for optimizer in optimizers],
     }
-    checkpoint[KEY] = {**checkpoint.get(KEY, {}), "version": 1, "architecture": record}
+    ours = {"version": 1, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {})}
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **{key: value for key, value in ours.items() if value}}
+
+
+def restore_attributes(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Set the attributes that an earlier growth had to change (a norm's eps): no state dict carries them.
+
+    Args:
+        module: Changed in place, and remembers them for its next checkpoint.
+        checkpoint: Keeps them under our key, by dotted name.
+    """
+    attributes = dict(checkpoint.get(KEY, {}).get("attributes") or {})
+    for name, value in attributes.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, value)
+    if attributes:
+        setattr(module, ATTRIBUTES, attributes)
 
 
 def find_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +140,13 @@ def checkpoint_hparams(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each hyperparameter that differs, as (source's, target's); a list equals the tuple of the same items.
 
+    Only plain values are compared: two objects of equal meaning need not be equal.
+
     >>> compare_hparams({"hidden_dims": (64,), "lr": 0.1}, {"hidden_dims": [128], "lr": 0.1})
     {'hidden_dims': ((64,), [128])}
     """
-    shared = [key for key in source if key in target]
-    return {key: (source[key], target[key]) for key in shared if not _equal(source[key], target[key])}
+    pairs = {key: (source.get(key, ABSENT), target.get(key, ABSENT)) for key in [*source, *target]}
+    return {key: pair for key, pair in pairs.items() if all(map(is_plain, pair)) and not _equal(*pair)}
 
 
 def rebuild_source(
@@ -223,9 +243,10 @@ def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def _has_meta_tensors(module: nn.Module) -> bool:
-    plain = (value for child in module.modules() for value in vars(child).values() if value is not vars(module).get("_example_input_array"))
-    tensors = [*module.parameters(), *module.buffers(), *(value for value in plain if isinstance(value, Tensor))]
-    return any(tensor.is_meta for tensor in tensors)
+    """Whether a buffer outside the state dict, or a plain tensor attribute, was left without values."""
+    attributes = (item for child in module.modules() for item in vars(child).items())
+    plain = [value for name, value in attributes if isinstance(value, Tensor) and name != "_example_input_array"]
+    return any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers(), *plain])
 
 
 def _match_example_inputs(source: nn.Module, target: nn.Module) -> None:
@@ -235,7 +256,8 @@ def _match_example_inputs(source: nn.Module, target: nn.Module) -> None:
         return
     wanted = getattr(target, "example_input_array", None)
     shapes = tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, (given, wanted))
-    source.example_input_array = wanted if shapes[0] == shapes[1] else tree_map(_materialize, given)  # type: ignore[assignment]
+    inputs = wanted if shapes[0] == shapes[1] else tree_map(_materialize, given)
+    source.example_input_array = inputs
 
 
 def _materialize(leaf: Any) -> Any:

@@ -1,0 +1,319 @@
+"""Grow a run on resume: the callback."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from rich.console import Console
+
+from lightning_grow.architecture import Source, record_architecture, restore_attributes
+from lightning_grow.checkpoint import KEY, read_checkpoint
+from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, check_shapes, learning_rates
+from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.warmup import Scope, Warmup, from_runs, to_runs
+
+DEFAULT_WARMUP_STEPS = 100
+STANDS_FOR = "lightning_grow_stands_for"
+"""On a function that stands in front of another: the one behind it."""
+
+
+class ArchTransfer(Callback):
+    """Resume a run with a bigger network: ``Trainer(callbacks=[ArchTransfer()])``, then ``fit(..., ckpt_path=...)``.
+
+    The checkpoint's weights are grown to the module's shapes before they load, in fit, validate, test and predict.
+    Where nothing differs, nothing happens, and the resume is Lightning's own.
+
+    Args:
+        strategy: What new units start as: a name of `list_strategies`, or a strategy.
+        optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments.
+        scheduler: "keep" goes on with the checkpoint's schedule, "reset" starts the config's; follows `optimizer` when
+            None.
+        num_warmup_steps: Optimizer steps of learning-rate warm-up after a growth; when None, 100 after a reset and 0
+            after a transfer.
+        warmup_start_factor: Factor of the learning rate at the first step, in (0, 1].
+        warmup_scope: "all" entries, only the "new" ones, or only those of the "source".
+        example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
+            `example_input_array` when None.
+        forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
+        source: A callable ``hparams -> nn.Module``, for modules that ``type(module)(**hparams)`` cannot build again.
+        allow_input_growth: Whether inputs may be added; they are read with zeros.
+        allow_output_growth: Whether outputs may be added.
+        verify: Whether source and target are compared on the example inputs.
+        tolerance: Largest relative difference that counts as equal; ten times the rounding floor when None.
+        seed: Of the new entries' values.
+        reset_monitors: Whether ModelCheckpoint and EarlyStopping forget the scores of the smaller network.
+
+    Raises:
+        ValueError: A choice or a warm-up setting is not one of those above.
+
+    >>> ArchTransfer(optimizer="rest")
+    Traceback (most recent call last):
+    ValueError: Expected optimizer to be 'reset' or 'transfer', but got 'rest'.
+    """
+
+    def __init__(
+        self,
+        strategy: str | Strategy = "preserve",
+        *,
+        optimizer: Choice = "reset",
+        scheduler: Schedule | None = None,
+        num_warmup_steps: int | None = None,
+        warmup_start_factor: float = 0.1,
+        warmup_scope: Scope = "all",
+        example_inputs: Any = None,
+        forward: Callable[..., Any] | None = None,
+        source: Source | None = None,
+        allow_input_growth: bool = False,
+        allow_output_growth: bool = False,
+        verify: bool = True,
+        tolerance: float | None = None,
+        seed: int = 0,
+        reset_monitors: bool = False,
+    ) -> None:
+        if optimizer not in ("reset", "transfer"):
+            raise ValueError(f"Expected optimizer to be 'reset' or 'transfer', but got {optimizer!r}.")
+        if scheduler not in (None, "reset", "keep"):
+            raise ValueError(f"Expected scheduler to be 'reset', 'keep' or None, but got {scheduler!r}.")
+        self.strategy = strategy
+        self.optimizer: Choice = optimizer
+        self.scheduler: Schedule = scheduler or ("reset" if optimizer == "reset" else "keep")
+        steps = DEFAULT_WARMUP_STEPS if optimizer == "reset" else 0
+        self.num_warmup_steps = steps if num_warmup_steps is None else num_warmup_steps
+        self.warmup_start_factor, self.warmup_scope = warmup_start_factor, warmup_scope
+        self.source = source
+        self.reset_monitors = reset_monitors
+        self.options: dict[str, Any] = {
+            "strategy": strategy,
+            "example_inputs": example_inputs,
+            "forward": forward,
+            "allow_input_growth": allow_input_growth,
+            "allow_output_growth": allow_output_growth,
+            "verify": verify,
+            "tolerance": tolerance,
+            "seed": seed,
+        }
+        self._make_warmup()  # a wrong setting is an error here, not hours later
+        self._forget()
+        self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
+
+    def _make_warmup(self) -> Warmup:
+        return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope)
+
+    def _forget(self) -> None:
+        self._path: str | Path = "the checkpoint"
+        self._checkpoint: dict[str, Any] | None = None  # from the load until the optimizers are there
+        self._growth: Growth | None = None  # likewise
+        self._warmup = Warmup(0)
+        self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stand at the two places a checkpoint passes through before its weights load."""
+        if isinstance(self.strategy, str):
+            find_strategy(self.strategy)  # unknown: said before any file is read
+        if stage == "fit":
+            self._forget()
+        self._step_aside()
+        self._stand_at(trainer.strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
+        self._stand_at(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rewrite optimizer and scheduler state, now that the optimizers exist and before they load it."""
+        checkpoint, growth = self._checkpoint, self._growth
+        self._checkpoint = self._growth = None
+        if checkpoint is None:
+            return
+        if growth is None:
+            check_shapes(checkpoint.get("optimizer_states", ()), trainer.optimizers, pl_module)
+        else:
+            self._carry_optimizers(trainer, pl_module, checkpoint, growth)
+        if not self._warmup.is_finished or growth is not None:
+            self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the warm-up's factor while there is one."""
+        if trainer.loggers and not self._warmup.is_finished:
+            factors = [self._warmup.factor(index) for index in range(len(trainer.optimizers))]
+            pl_module.log("lr-warmup-factor", min(factors))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the hooks off when the warm-up is over."""
+        if self._warmup.is_finished:
+            self._warmup.detach()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Record the architecture, and which entries are new while that still matters: plain types under our key."""
+        record_architecture(checkpoint, pl_module, trainer.optimizers)
+        if self._new_entries and not self._warmup.is_finished:
+            checkpoint[KEY]["pending"] = {"new_entries": self._new_entries}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm-up under way; empty without one."""
+        return self._warmup.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the warm-up that was under way, unless this very resume grows and starts its own."""
+        if self._growth is None:
+            self._warmup = Warmup.from_state_dict(state_dict)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave trainer, module and optimizers as they were found."""
+        self._step_aside()
+        self._warmup.detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise: Lightning calls no teardown after an error."""
+        self._step_aside()
+        self._warmup.detach()
+
+    def _stand_at(self, owner: Any, name: str, stand: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        # A plain function on the instance: deepcopy (EMA) shares it, where a bound method would drag the Trainer along.
+        own = getattr(owner, name)
+        function = stand(getattr(own, STANDS_FOR, own))
+        self._stands.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, function)
+
+    def _step_aside(self) -> None:
+        for owner, name, own in self._stands:
+            if own is None or hasattr(own, STANDS_FOR):
+                vars(owner).pop(name, None)
+            else:
+                setattr(owner, name, own)
+        self._stands = []
+
+    def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Grow the checkpoint in memory, between the user's own hook and the loading of the weights."""
+        fitting = trainer.state.fn == "fit"
+        if fitting and is_bigger(checkpoint["state_dict"], pl_module):
+            check_total(trainer, checkpoint)
+        growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **self.options)
+        restore_attributes(pl_module, checkpoint)
+        self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
+        self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
+        if growth is None:
+            return
+        if self.reset_monitors:
+            _clear_monitors(trainer, checkpoint)
+        _tell_growth(growth, self._path)
+        _write_report(trainer, growth, int(checkpoint.get("global_step", 0)))
+
+    def _carry_optimizers(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], growth: Growth
+    ) -> None:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        carried = growth.carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, **choices)
+        self._warmup = self._make_warmup()
+        if self.warmup_scope != "all" and self.num_warmup_steps:
+            masks = {name: growth.transfer.plan.new_entries(name) for name, _ in pl_module.named_parameters()}
+            self._new_entries = {name: to_runs(mask) for name, mask in masks.items()}
+        rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
+        checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
+
+    def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
+        parameters = dict(pl_module.named_parameters())
+        return {
+            parameters[name]: from_runs(runs, parameters[name].shape)
+            for name, runs in self._new_entries.items()
+            if name in parameters
+        }
+
+    def _describe_optimizers(self, trainer: Trainer, checkpoint: Mapping[str, Any], carried: CarriedState) -> str:
+        had = _join(learning_rates(checkpoint.get("optimizer_states") or ()))
+        has = _join(learning_rates(carried.optimizer_states or [vars(item) for item in trainer.optimizers]))
+        names = ", ".join(type(item).__name__ for item in trainer.optimizers) or "no optimizer"
+        moments = f"moments of {carried.moved} parameters moved" if self.optimizer == "transfer" else "state is fresh"
+        schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"
+        lines = [
+            f"Optimizer: {names}, {moments}; the schedule {schedule}.",
+            f"Learning rate: {has or 'none'} now, {had or 'none'} in the checkpoint.",
+            f"Progress is kept: epoch {checkpoint.get('epoch', 0)}, global step {checkpoint.get('global_step', 0)}.",
+        ]
+        if self.num_warmup_steps:
+            lines.append(
+                f"Warm-up: {self.warmup_start_factor:g} to 1 times the rate over {self.num_warmup_steps} optimizer "
+                f"steps ({self.warmup_scope} entries)."
+            )
+        if carried.fresh:
+            lines.append(f"Fresh although the checkpoint had state: {'; '.join(carried.fresh)}.")
+        return " ".join(lines)
+
+
+def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume a run that has already reached its total: not one step would be trained.
+
+    Args:
+        trainer: With the `max_epochs` and `max_steps` of the current config.
+        checkpoint: The run so far.
+
+    Raises:
+        RefusedGrowth: Nothing is left to train.
+    """
+    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    epochs = fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    done = {"max_epochs": epochs, "max_steps": checkpoint.get("global_step", 0)}
+    for name, count in done.items():
+        total = getattr(trainer, name)
+        if total is not None and total != -1 and count >= total:
+            raise RefusedGrowth(
+                f"the checkpoint's run has already reached its total: {count} of {name}={total}. "
+                f"Ask for more: trainer.{name}={count + max(total, 1)}, say."
+            )
+
+
+def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        callback._path = checkpoint_path
+        return read_checkpoint(
+            checkpoint_path,
+            weights_only=weights_only is not False,
+            load=lambda path, only: own(path, weights_only=only),
+        )
+
+    setattr(load_checkpoint, STANDS_FOR, own)
+    return load_checkpoint
+
+
+def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
+    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+        with growing_outside(checkpoint):
+            own(checkpoint)  # the user's hook first: it may rename keys
+        callback._grow(trainer, trainer.lightning_module, checkpoint)
+
+    setattr(on_load_checkpoint, STANDS_FOR, own)
+    return on_load_checkpoint
+
+
+def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    # by name, not isinstance: both import roots of Lightning have these classes
+    for callback in trainer.callbacks:
+        if {"ModelCheckpoint", "EarlyStopping"} & {cls.__name__ for cls in type(callback).__mro__}:
+            checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+
+@rank_zero_only
+def _tell_growth(growth: Growth, path: str | Path) -> None:
+    for key, (had, has) in growth.differing.items():
+        rank_zero_info(f"{key}: {had} in the checkpoint, {has} in the config.")
+    report = growth.transfer.report
+    rank_zero_info(f"Growing {path} with the strategy {report.strategy!r}.")
+    Console().print(report)
+
+
+def _write_report(trainer: Trainer, growth: Growth, step: int) -> None:
+    folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts the folder's name
+    if trainer.is_global_zero and "://" not in str(folder):
+        path = Path(folder) / "growth_report.json"
+        path = path.with_name(f"growth_report_step{step}.json") if path.exists() else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(growth.transfer.report.to_dict(), indent=2))
+
+
+def _join(rates: list[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))

@@ -1,0 +1,303 @@
+"""A checkpoint of the source turned into one of the target: in memory for a resume, or file to file."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_grow.architecture import (
+    Source,
+    align_names,
+    checkpoint_hparams,
+    compare_hparams,
+    find_hparams,
+    find_tensors,
+    rebuild_source,
+    record_architecture,
+    restore_attributes,
+    untouched_rng,
+)
+from lightning_grow.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, carry_optimizers
+from lightning_grow.report import TransferReport
+from lightning_grow.strategies import Strategy
+from lightning_grow.transfer import Transfer, plan_growth, transfer
+
+MARK = "lightning_grow_is_handled"
+"""In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What happened to one checkpoint.
+
+    Args:
+        transfer: The new weights, their report, and the plan that moves every other copy.
+        differing: Each hyperparameter that differs, as (the checkpoint's, the config's).
+        source_order: The names of the source's trainable parameters, in its order.
+    """
+
+    transfer: Transfer
+    differing: dict[str, tuple[Any, Any]]
+    source_order: list[str]
+
+    def carry_optimizers(
+        self,
+        checkpoint: Mapping[str, Any],
+        module: nn.Module,
+        optimizers: Sequence[Optimizer],
+        schedulers: Sequence[Any],
+        *,
+        optimizer: Choice,
+        scheduler: Schedule,
+    ) -> CarriedState:
+        """The optimizer and scheduler states to load after this growth; see `optimizer_state.carry_optimizers`."""
+        return carry_optimizers(
+            checkpoint,
+            module,
+            optimizers,
+            schedulers,
+            self.transfer.plan,
+            self.source_order,
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
+
+
+def convert_checkpoint(
+    path: str | Path,
+    target: nn.Module,
+    out: str | Path,
+    *,
+    source: Source | None = None,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Callable[..., Any] | None = None,
+    rename: Mapping[str, str] | None = None,
+    optimizer: Choice = "reset",
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+    weights_only: bool = True,
+) -> TransferReport:
+    """Grow a checkpoint file into one that a plain Trainer resumes with `target`.
+
+    Weights, averaged copies of them, hyperparameters and the recorded architecture become the target's; progress
+    (epoch, steps, loops) is kept. The target's own `on_load_checkpoint` is not run.
+
+    Args:
+        path: The source's checkpoint.
+        target: The bigger module; not changed.
+        out: The file to write, in one piece or not at all; never `path` itself.
+        source: A callable ``hparams -> nn.Module``, when the hyperparameters cannot rebuild the target's class.
+        strategy: A registered name or a strategy.
+        example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
+            `example_input_array` when None.
+        forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
+        rename: Target names to source names, where they cannot be matched in order.
+        optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
+            "transfer" moves the moments and keeps the schedules: `target.configure_optimizers` must run without a
+            Trainer.
+        allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
+        allow_output_growth: See `grow`.
+        allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
+        verify: See `grow`.
+        tolerance: See `grow`.
+        seed: See `grow`.
+        weights_only: False for a file of your own that needs code to load.
+
+    Returns:
+        The report of the transfer.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its weights are not finite.
+        RefusedGrowth: The growth cannot be done, or `out` is `path`; nothing was written.
+    """
+    if Path(out).resolve() == Path(path).resolve():
+        raise RefusedGrowth(
+            f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
+        )
+    checkpoint = read_checkpoint(path, weights_only=weights_only)
+    growth = grow_checkpoint(
+        checkpoint,
+        target,
+        path=path,
+        source=source,
+        even_if_equal=True,
+        strategy=strategy,
+        example_inputs=example_inputs,
+        forward=forward,
+        rename=rename,
+        allow_input_growth=allow_input_growth,
+        allow_output_growth=allow_output_growth,
+        allow_attribute_changes=allow_attribute_changes,
+        verify=verify,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    assert growth is not None  # even_if_equal
+    optimizers = _configure_optimizers(target) if optimizer == "transfer" else []
+    carried = growth.carry_optimizers(
+        checkpoint,
+        target,
+        optimizers,
+        checkpoint.get("lr_schedulers") or [],
+        optimizer=optimizer,
+        scheduler="keep" if optimizer == "transfer" else "reset",
+    )
+    checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
+    checkpoint["hyper_parameters"] = find_hparams(target)
+    checkpoint.pop("hparams_type", None)
+    record_architecture(checkpoint, target, optimizers)
+    write_checkpoint(checkpoint, out)
+    return growth.transfer.report
+
+
+def grow_checkpoint(
+    checkpoint: dict[str, Any],
+    target: nn.Module,
+    *,
+    path: str | Path = "the checkpoint",
+    source: Source | None = None,
+    even_if_equal: bool = False,
+    **options: Any,
+) -> Growth | None:
+    """Give a checkpoint in memory the target's weights, grown from its own; the target is not changed.
+
+    Args:
+        checkpoint: Changed in place, after every check passed: the weights, averaged copies of them, and what a
+            weights-only file lacks.
+        target: The module that will load it.
+        path: Named in errors.
+        source: A callable ``hparams -> nn.Module``; the target's class when None.
+        even_if_equal: Transfer even when there is nothing to grow.
+        **options: The keyword arguments of `transfer`.
+
+    Returns:
+        None when nothing differs; the checkpoint is then as it was.
+
+    Raises:
+        CheckpointError: The weights are not finite.
+        RefusedGrowth: The growth cannot be done.
+    """
+    own = target.state_dict()
+    state = align_names(checkpoint["state_dict"], own)
+    differing = compare_hparams(checkpoint_hparams(checkpoint), find_hparams(target))
+    if not (even_if_equal or is_bigger(state, target)):
+        if differing:
+            _check_computation(checkpoint, target, state, source, options)
+        if state.keys() != checkpoint["state_dict"].keys():
+            checkpoint["state_dict"] = state
+        return None
+    module = rebuild_source(target, checkpoint, state, source)
+    restore_attributes(module, checkpoint)
+    check_finite(state, (name for name, _ in module.named_parameters()), path)
+    with untouched_rng(), _describing_inputs(checkpoint, target):
+        result = transfer(module, target, **options)
+    copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
+    order = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    checkpoint["state_dict"] = {**result.state_dict, **extra}
+    for holder, key, grown in copies:
+        holder[key] = grown
+    for key in ("optimizer_states", "lr_schedulers"):  # a weights-only file has neither, and must resume too
+        checkpoint.setdefault(key, [])
+    record = {key: value for key, value in checkpoint.get(KEY, {}).items() if key != "pending"}
+    checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
+    return Growth(result, differing, order)
+
+
+@contextmanager
+def growing_outside(checkpoint: dict[str, Any]) -> Iterator[None]:
+    """Mark a checkpoint in memory, so that GrowableMixin's own hook leaves the growing to the caller."""
+    checkpoint[MARK] = True
+    try:
+        yield
+    finally:
+        del checkpoint[MARK]
+
+
+def is_bigger(state: Mapping[str, Any], target: nn.Module) -> bool:
+    """Whether names or shapes differ; under `strict_loading=False` a name on one side only is the user's choice."""
+    own = target.state_dict()
+    source_shapes = {name: tensor.shape for name, tensor in find_tensors(align_names(state, own)).items()}
+    target_shapes = {name: tensor.shape for name, tensor in find_tensors(own).items()}
+    if getattr(target, "strict_loading", True):
+        return source_shapes != target_shapes
+    return any(source_shapes[name] != target_shapes[name] for name in source_shapes.keys() & target_shapes.keys())
+
+
+def _check_computation(
+    checkpoint: Mapping[str, Any], target: nn.Module, state: Mapping[str, Any], source: Source | None, options: Any
+) -> None:
+    """Equal shapes can hide another computation (an activation); what cannot be compared is a plain resume."""
+    options = {key: value for key, value in options.items() if key != "seed"}
+    with untouched_rng():
+        try:
+            plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
+        except RefusedGrowth:
+            return
+    if plan.refused:
+        raise RefusedGrowth(plan.refused)
+
+
+@contextmanager
+def _describing_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> Iterator[None]:
+    """Add to a refused input size how it comes about, in the module's own words."""
+    try:
+        yield
+    except RefusedGrowth as error:
+        describe: Callable[[dict[str, Any]], str] = getattr(target, "describe_inputs", lambda hparams: "")
+        sides = {"checkpoint": checkpoint_hparams(checkpoint), "config": find_hparams(target)}
+        words = [f"In the {side}: {text}" for side, hparams in sides.items() if (text := describe(hparams))]
+        is_input = ["allow_input_growth" in reason for reason in error.refused]
+        if not words or not any(is_input):
+            raise
+        refused = [
+            " ".join([reason, *words]) if yes else reason for reason, yes in zip(error.refused, is_input, strict=True)
+        ]
+        raise RefusedGrowth(refused) from error
+
+
+def _grow_copies(
+    checkpoint: Mapping[str, Any], result: Transfer, own: Mapping[str, Any], seed: int
+) -> list[tuple[Any, str, dict[str, Any]]]:
+    """Every other copy of the weights (moving averages), grown by the same maps and the same fill."""
+    holders = [(checkpoint, "current_model_state")]
+    holders += [(state, "average_model_state") for state in (checkpoint.get("callbacks") or {}).values()]
+    copies = []
+    for holder, key in holders:
+        copy = holder.get(key) if isinstance(holder, Mapping) else None
+        if copy:
+            copies.append((holder, key, result.plan.apply(align_names(copy, own), own, seed)))
+    return copies
+
+
+def _configure_optimizers(target: nn.Module) -> list[Optimizer]:
+    try:
+        return list(_find_optimizers(target.configure_optimizers()))  # type: ignore[operator]
+    except Exception as error:
+        raise RefusedGrowth(
+            f"optimizer='transfer' needs the target's optimizers, and its configure_optimizers() does not run without "
+            f"a Trainer ({type(error).__name__}: {error}). Use ArchTransfer(optimizer='transfer') in trainer.fit, or "
+            "optimizer='reset' here."
+        ) from error
+
+
+def _find_optimizers(config: Any) -> Iterator[Optimizer]:
+    """Every optimizer in what `configure_optimizers` returned, in order."""
+    if isinstance(config, Optimizer):
+        yield config
+    elif isinstance(config, Mapping):
+        yield from _find_optimizers(config.get("optimizer"))
+    elif isinstance(config, (list, tuple)):
+        for item in config:
+            yield from _find_optimizers(item)

@@ -1,0 +1,257 @@
+"""Optimizer and scheduler state for a grown module: fresh, or moved along with the weights, name by name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_grow.architecture import find_param_names, find_record, strip_compiled
+from lightning_grow.errors import RefusedGrowth
+
+if TYPE_CHECKING:
+    from lightning_grow.plan import GrowthPlan
+
+Choice = Literal["reset", "transfer"]
+Schedule = Literal["reset", "keep"]
+
+POWERS: dict[str, int] = {
+    "momentum_buffer": 1,  # SGD, Muon
+    "exp_avg": 1,  # Adam and its family, Lion
+    "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2,
+    "exp_inf": 1,  # Adamax: a running maximum of |gradient|
+    "square_avg": 2,  # RMSprop, Adadelta
+    "grad_avg": 1,
+    "sum": 2,  # Adagrad
+    "prev": 1,  # Rprop: the last gradient
+    "step_size": 0,  # Rprop: a length in parameter space, whatever the gradient's scale
+    "acc_delta": 0,  # Adadelta: squared updates
+}
+"""Per kind of state, the power of the gradient's factor that its entries carry."""
+
+EXCEPTIONS: dict[tuple[str, str], int] = {("RMSprop", "momentum_buffer"): 0}  # holds g / sqrt(v)
+"""Kinds that mean something else in one optimizer."""
+
+SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+"""The entries of a parameter group that a scheduler writes."""
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """What the optimizers and schedulers of the grown module are to load.
+
+    Args:
+        optimizer_states: One state dict an optimizer; empty when all of them start fresh.
+        lr_schedulers: One state dict a scheduler; empty when all of them start fresh.
+        fresh: Parameters that had state in the checkpoint and start without, each with the reason.
+        moved: How many parameters keep their moments.
+    """
+
+    optimizer_states: list[dict[str, Any]] = field(default_factory=list)
+    lr_schedulers: list[dict[str, Any]] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    moved: int = 0
+
+
+def carry_optimizers(
+    checkpoint: Mapping[str, Any],
+    module: nn.Module,
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    plan: "GrowthPlan",
+    source_order: Sequence[str],
+    *,
+    optimizer: Choice = "reset",
+    scheduler: Schedule = "reset",
+) -> CarriedState:
+    """Rewrite the checkpoint's optimizer and scheduler states for the optimizers of the grown module.
+
+    Args:
+        checkpoint: Where the old states are read from; not changed.
+        module: The grown module.
+        optimizers: Its optimizers, as the current config builds them.
+        schedulers: Its schedulers, likewise.
+        plan: The growth that moved the weights.
+        source_order: The trainable parameters of the source, for checkpoints that name none.
+        optimizer: "transfer" moves the moments, "reset" drops them.
+        scheduler: "keep" goes on with the checkpoint's schedule and its learning rates, "reset" starts the config's.
+
+    Returns:
+        What to load, every tensor of it of its parameter's shape.
+
+    Raises:
+        RefusedGrowth: A schedule cannot be kept with the optimizers that the config builds.
+    """
+    states = list(checkpoint.get("optimizer_states") or [])
+    if not states or (optimizer, scheduler) == ("reset", "reset"):
+        return CarriedState()
+    keep = scheduler == "keep"
+    if keep:
+        _check_schedule(checkpoint, states, optimizers, schedulers, optimizer)
+    names = _find_names(checkpoint, states, source_order)
+    carried = CarriedState(lr_schedulers=list(checkpoint.get("lr_schedulers") or []) if keep else [])
+    moved = 0
+    for index, new in enumerate(optimizers[: len(states)]):
+        template = new.state_dict()
+        if keep:
+            _keep_groups(template, states[index], only_scheduled=optimizer == "reset")
+        if optimizer == "transfer":
+            old = _by_name(states[index], names[index])
+            for position, name in enumerate(sum(find_param_names(module, new), [])):
+                state, reason = _move_state(name, old.get(plan.source_name(name) or ""), plan, type(new).__name__)
+                if state:
+                    template["state"][position] = state
+                    moved += 1
+                carried.fresh.extend([f"{name}: {reason}"] if reason else [])
+        carried.optimizer_states.append(template)
+    check_shapes(carried.optimizer_states, optimizers, module)
+    return CarriedState(carried.optimizer_states, carried.lr_schedulers, carried.fresh, moved)
+
+
+def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optimizer], module: nn.Module) -> None:
+    """Refuse state whose tensors do not have their parameter's shape.
+
+    ``Optimizer.load_state_dict`` compares counts only; a fused optimizer then writes outside the tensor's memory.
+    Kinds of state that we do not know (factored, quantised) may have shapes of their own and pass.
+
+    Args:
+        states: The state dicts about to be loaded, one an optimizer.
+        optimizers: The optimizers, in the same order.
+        module: Gives the names in the error.
+
+    Raises:
+        RefusedGrowth: A tensor has another shape than its parameter.
+    """
+    refused = []
+    for state, optimizer in zip(states, optimizers, strict=False):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        names = sum(find_param_names(module, optimizer), [])
+        ids = [key for group in state.get("param_groups", ()) for key in group["params"]]
+        for key, parameter, name in zip(ids, parameters, names, strict=False):
+            for kind, value in state.get("state", {}).get(key, {}).items():
+                if kind in POWERS and isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    refused.append(
+                        f"{type(optimizer).__name__} state {kind!r} of {name!r} has the shape {tuple(value.shape)}, "
+                        f"its parameter {tuple(parameter.shape)}. The checkpoint's optimizer belongs to another "
+                        "architecture: remove 'optimizer_states' from it, or resume with the original file."
+                    )
+    if refused:
+        raise RefusedGrowth(refused)
+
+
+def learning_rates(states: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The learning rate of every parameter group in some optimizer state dicts (or optimizers), in order."""
+    return [float(group["lr"]) for state in states for group in state["param_groups"] if "lr" in group]
+
+
+def _find_names(checkpoint: Mapping[str, Any], states: Sequence[Any], order: Sequence[str]) -> list[list[list[str]]]:
+    """Parameter names per optimizer and group: recorded by us, by torch, or the source's own order; else empty."""
+    recorded = find_record(checkpoint).get("optimizers") or []
+    found = []
+    for index, state in enumerate(states):
+        groups = state["param_groups"]
+        sizes = [len(group["params"]) for group in groups]
+        if index < len(recorded) and [len(names) for names in recorded[index]] == sizes:
+            found.append(recorded[index])
+        elif all("param_names" in group for group in groups):
+            found.append([[strip_compiled(name) for name in group["param_names"]] for group in groups])
+        elif len(states) == 1 and len(groups) == 1 and sizes == [len(order)]:
+            found.append([list(order)])
+        else:
+            found.append([[""] * size for size in sizes])
+    return found
+
+
+def _by_name(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    ids = [key for group in state["param_groups"] for key in group["params"]]
+    flat = [name for group in names for name in group]
+    return {name: state["state"][key] for key, name in zip(ids, flat, strict=True) if name and key in state["state"]}
+
+
+def _move_state(
+    name: str, old: Mapping[str, Any] | None, plan: "GrowthPlan", optimizer: str
+) -> tuple[dict[str, Any], str]:
+    """A parameter's whole state in the target's shape, or none of it and why: half a state breaks an optimizer."""
+    if not old:
+        return {}, ""
+    moved: dict[str, Any] = {}
+    for kind, value in old.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            moved[kind] = value
+            continue
+        power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind))
+        if power is None:
+            return {}, f"no rule moves the state {kind!r} of {optimizer}"
+        tensor = plan.move(name, value, power)
+        if tensor is None:
+            return {}, "its units are not one-to-one with the source's"
+        moved[kind] = _fill_second_moment(tensor, plan.new_entries(name)) if power == 2 else tensor
+    return moved, ""
+
+
+def _fill_second_moment(moment: Tensor, new: Tensor) -> Tensor:
+    """Start new entries at the mean of the moved ones in their row, else their column, else the tensor.
+
+    At zero under an old `step` they would get no bias correction and move by up to 6.6 times the learning rate.
+    """
+    known = (~new).to(moment.dtype)
+    if not new.any() or not known.any():
+        return moment
+    flat, weight = moment.reshape(len(moment), -1), known.reshape(len(moment), -1)
+    fill = (flat * weight).sum() / weight.sum() * torch.ones_like(flat)
+    if moment.dim() > 1:
+        for axis in (0, 1):  # rows win: they are written last
+            count = weight.sum(axis, keepdim=True)
+            mean = (flat * weight).sum(axis, keepdim=True) / count.clamp(min=1)
+            fill = torch.where(count > 0, mean, fill)
+    return torch.where(new, fill.reshape(moment.shape), moment)
+
+
+def _keep_groups(template: dict[str, Any], old: Mapping[str, Any], only_scheduled: bool) -> None:
+    for new_group, old_group in zip(template["param_groups"], old["param_groups"], strict=True):
+        kept = set(SCHEDULED if only_scheduled else old_group) - {"params", "param_names"}
+        kept |= {"momentum", "betas"} & old_group.keys() if "max_momentum" in old_group else set()
+        new_group.update({key: old_group[key] for key in kept if key in old_group})
+
+
+def _check_schedule(
+    checkpoint: Mapping[str, Any],
+    states: Sequence[Mapping[str, Any]],
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    optimizer: Choice,
+) -> None:
+    """A schedule can go on only in the groups, with the scheduler and from the base rate it was made for."""
+    saved = list(checkpoint.get("lr_schedulers") or [])
+    refused = []
+    for what, had, has in [
+        ("optimizers", len(states), len(optimizers)),
+        ("schedulers", len(saved), len(schedulers)),
+        *(
+            ("parameter groups", len(old["param_groups"]), len(new.param_groups))
+            for old, new in zip(states, optimizers, strict=False)
+        ),
+    ]:
+        if had != has:
+            refused.append(f"the checkpoint has {had} {what}, the config builds {has}")
+    for state, scheduler in zip(saved, schedulers, strict=False):
+        if state.keys() != scheduler.state_dict().keys():
+            refused.append(f"the checkpoint's scheduler is not the {type(scheduler).__name__} that the config builds")
+    if optimizer == "reset" and not refused:
+        refused += _differing_rates(states, optimizers)
+    if refused:
+        way_out = "Pass scheduler='reset' (and optimizer='reset') to start the config's schedule."
+        raise RefusedGrowth([f"the schedule cannot be kept: {reason}. {way_out}" for reason in refused])
+
+
+def _differing_rates(states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer]) -> list[str]:
+    refused = []
+    for old, new in zip(states, optimizers, strict=True):
+        for old_group, new_group in zip(old["param_groups"], new.param_groups, strict=True):
+            had, has = (float(group.get("initial_lr", group["lr"])) for group in (old_group, new_group))
+            if had != has:
+                refused.append(f"it runs from the learning rate {had:g}, the config's fresh optimizer from {has:g}")
+    return refused

@@ -1,0 +1,191 @@
+"""A temporary learning-rate warm-up that lives inside `Optimizer.step`, where no scheduler ever sees it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+Scope = Literal["all", "new", "source"]
+
+
+class Warmup:
+    """Scale what an optimizer step changes, linearly from `start_factor` to 1 over `num_steps` steps.
+
+    Scope "all" multiplies ``group["lr"]`` just before each step and puts the very same value back just after it, so
+    schedulers, monitors and checkpoints only ever see the base rate. The other scopes shorten the step of some
+    entries afterwards (scaling their gradients would do nothing under Adam). Each optimizer counts its own steps.
+
+    Args:
+        num_steps: Length in optimizer steps; 0 is no warm-up.
+        start_factor: Factor of the first step, in (0, 1].
+        scope: "all" entries, only the "new" ones that growth added, or only those of the "source".
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(()))
+    >>> sgd, warmup = torch.optim.SGD([weight], lr=1.0), Warmup(num_steps=2, start_factor=0.5)
+    >>> warmup.attach([sgd])
+    >>> for _ in range(3):
+    ...     weight.grad = torch.tensor(-1.0)
+    ...     sgd.step()
+    ...     print(weight.item(), sgd.param_groups[0]["lr"])
+    0.5 1.0
+    1.25 1.0
+    2.25 1.0
+    """
+
+    def __init__(self, num_steps: int = 100, start_factor: float = 0.1, scope: Scope = "all") -> None:
+        if num_steps < 0:
+            raise ValueError(f"Expected num_warmup_steps to be 0 or more, but got {num_steps}.")
+        if not 0 < start_factor <= 1:
+            raise ValueError(f"Expected warmup_start_factor to be in (0, 1], but got {start_factor}.")
+        if scope not in ("all", "new", "source"):
+            raise ValueError(f"Expected warmup_scope to be 'all', 'new' or 'source', but got {scope!r}.")
+        self.num_steps, self.start_factor, self.scope = num_steps, start_factor, scope
+        self.steps: list[int] = []
+        self._attached: list[_Ramp] = []
+
+    def attach(self, optimizers: Sequence[Optimizer], new_entries: Mapping[Tensor, Tensor] | None = None) -> None:
+        """Start, or go on after a resume, with these optimizers.
+
+        Args:
+            optimizers: In the order of the counters.
+            new_entries: For each parameter, where its entries are new: a bool mask of its shape. For scopes "new" and
+                "source"; a parameter that is not in it has no new entries.
+        """
+        self.detach()
+        self.steps = [*self.steps, *[0] * len(optimizers)][: len(optimizers)]
+        masks = dict(new_entries or {})
+        for index, optimizer in enumerate(optimizers):
+            if self.steps[index] < self.num_steps:
+                self._attached.append(_Ramp(self, index, optimizer, masks))
+
+    def detach(self) -> None:
+        """Take every hook off the optimizers; the counters stay."""
+        for ramp in self._attached:
+            ramp.remove()
+        self._attached = []
+
+    def factor(self, optimizer_index: int = 0) -> float:
+        """The factor of this optimizer's next step: `start_factor` at first, 1 from step `num_steps` on."""
+        done = self.steps[optimizer_index] if optimizer_index < len(self.steps) else 0
+        return 1.0 if done >= self.num_steps else self.start_factor + (1 - self.start_factor) * done / self.num_steps
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every optimizer has made its steps, or there never was a warm-up."""
+        return all(step >= self.num_steps for step in self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resume needs, as plain types; empty when finished, so that no trace is left."""
+        if self.is_finished:
+            return {}
+        settings = {"num_steps": self.num_steps, "start_factor": self.start_factor, "scope": self.scope}
+        return {**settings, "steps": list(self.steps)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Warmup":
+        """The warm-up that wrote this state, at the step where it was."""
+        warmup = cls(state["num_steps"], state["start_factor"], state["scope"])
+        warmup.steps = list(state["steps"])
+        return warmup
+
+
+class _Ramp:
+    """The hooks of one warm-up on one optimizer."""
+
+    def __init__(self, warmup: Warmup, index: int, optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> None:
+        self.warmup, self.index, self.optimizer = warmup, index, optimizer
+        self.rates: list[Any] | None = None  # the base rates, while a step runs
+        self.held: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, mask, its entries before the step
+        self.masks: dict[Tensor, Tensor] = {} if warmup.scope == "all" else self._find_masks(masks)
+        self.handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self.before),
+            optimizer.register_step_post_hook(self.after),
+            optimizer.register_state_dict_post_hook(self.show_base_rates),
+        ]
+
+    def _find_masks(self, new_entries: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        masks = {}
+        for parameter in (parameter for group in self.optimizer.param_groups for parameter in group["params"]):
+            new = new_entries.get(parameter, torch.zeros_like(parameter, dtype=torch.bool)).to(parameter.device)
+            mask = new if self.warmup.scope == "new" else ~new
+            if mask.any():
+                masks[parameter] = mask
+        return masks
+
+    def before(self, optimizer: Optimizer, *_: Any) -> None:
+        self.restore()  # a step that raised never reached `after`
+        factor = self.warmup.factor(self.index)
+        if factor == 1:
+            return
+        if self.warmup.scope == "all":
+            self.rates = [_scale(group, factor) for group in optimizer.param_groups]
+        else:
+            self.held = [(parameter, mask, parameter.detach()[mask]) for parameter, mask in self.masks.items()]
+
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, *_: Any) -> None:
+        factor = self.warmup.factor(self.index)
+        for parameter, mask, old in self.held:
+            parameter[mask] = torch.lerp(old, parameter[mask], factor)
+        self.restore()
+        self.warmup.steps[self.index] += 1  # the hooks stay until detach: torch is iterating over them here
+
+    def show_base_rates(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """A state dict taken while a step runs (or after one raised) holds the base rates, not the scaled ones."""
+        for group, rate in zip(state["param_groups"], self.rates or (), strict=False):
+            group["lr"] = rate
+
+    def restore(self) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates or (), strict=False):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(rate)  # in place: captured and compiled steps hold this very tensor
+            else:
+                group["lr"] = rate
+        self.rates, self.held = None, []
+
+    def remove(self) -> None:
+        self.restore()
+        for handle in self.handles:
+            handle.remove()
+
+
+def _scale(group: dict[str, Any], factor: float) -> Any:
+    """Scale a group's rate and return the base one."""
+    rate = group["lr"]
+    if isinstance(rate, Tensor):
+        base = rate.clone()
+        rate.mul_(factor)
+        return base
+    group["lr"] = rate * factor
+    return rate
+
+
+def to_runs(mask: Tensor) -> list[int]:
+    """A bool mask as plain data: lengths of alternating runs over its flat entries, the first one of False.
+
+    >>> to_runs(torch.tensor([[False, True], [False, True]]))
+    [1, 1, 1, 1]
+    """
+    flat = mask.flatten()
+    edges = torch.nonzero(flat[1:] != flat[:-1]).flatten() + 1
+    bounds = torch.tensor([0, *edges.tolist(), len(flat)])
+    runs: list[int] = bounds.diff().tolist()
+    return [0, *runs] if len(flat) and flat[0] else runs
+
+
+def from_runs(runs: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The mask that `to_runs` wrote.
+
+    >>> from_runs([1, 1, 1, 1], (2, 2))
+    tensor([[False,  True],
+            [False,  True]])
+    """
+    values = torch.arange(len(runs)) % 2 == 1
+    return values.repeat_interleave(torch.tensor(runs, dtype=torch.long)).reshape(tuple(shape))
