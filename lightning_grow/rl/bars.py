@@ -153,7 +153,8 @@ def _parse_times(column: "pd.Series[Any]", path: Path) -> NDArray[np.datetime64]
             f"{path}: cannot read {column.iloc[faulty[0]]!r} in column '{column.name}', row {faulty[0] + 1} "
             f"({faulty.size} such rows). Expected ISO 8601, such as 2017-12-31T22:00:00, or 31.12.2017 22:00:00.000."
         )
-    return times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    parsed: NDArray[np.datetime64] = times.dt.tz_localize(None).to_numpy().astype("datetime64[s]")
+    return parsed
 
 
 def _check_rising(times: NDArray[np.datetime64], path: Path) -> None:

@@ -1,0 +1,128 @@
+import csv
+import datetime
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_grow.errors import GrowError
+from lightning_grow.rl.bars import MarketError, bundled_path, read_bars
+
+HEADER = "time,open,high,low,close,volume\n"
+ROWS = ["2020-01-01T00:00:00,1,4,0.5,2,10\n", "2020-01-01T01:00:00,2,5,1.5,3,0\n", "2020-01-01T03:00:00,3,6,2.5,4,30\n"]
+
+
+def write_csv(tmp_path, text, name="bars.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_bundled_bars_are_what_a_plain_csv_reader_finds_day_first():
+    with bundled_path().open() as file:
+        rows = list(csv.DictReader(file))
+    bars = read_bars()
+    opens_at = [datetime.datetime.strptime(row["Time"], "%d.%m.%Y %H:%M:%S.%f") for row in rows]
+    assert (bars.closes_at == np.array(opens_at, "datetime64[s]") + np.timedelta64(1, "h")).all()
+    for name in ("open", "high", "low", "close", "volume"):
+        assert (getattr(bars, name) == [float(row[name.capitalize()]) for row in rows]).all(), name
+    assert len(bars) == 6225
+    assert (bars.high >= np.maximum(bars.open, bars.close)).all()
+
+
+def test_bundled_bars_are_found_without_importing_their_package():
+    bundled_path()
+    assert "gym_anytrading" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(HEADER + "".join(ROWS), id="iso"),
+        pytest.param("Volume,CLOSE, Low,high,open,Date\n10,2,.5,4,1,2020-01-01 00:00\n0,3,1.5,5,2,2020-01-01 01:00\n"
+                     "30,4,2.5,6,3,2020-01-01 03:00\n", id="any case and order"),
+        pytest.param(HEADER + "".join(ROWS).replace("2020-01-01T", "01.01.2020 ").replace(":00,", ":00.000,"),
+                     id="dotted"),
+        pytest.param(HEADER + ROWS[0].replace("00:00,", "00:00+00:00,") + ROWS[1].replace("01:00:00", "03:00:00+02:00")
+                     + ROWS[2], id="offsets become UTC"),
+    ],
+)  # fmt: skip
+def test_the_same_bars_are_read_however_they_are_written(tmp_path, text):
+    bars = read_bars(write_csv(tmp_path, text))
+    assert [str(time) for time in bars.closes_at] == [f"2020-01-01T0{hour}:00:00" for hour in (1, 2, 4)]
+    assert bars.interval == np.timedelta64(1, "h")
+    assert bars.high.tolist() == [4, 5, 6]
+    assert bars.volume.tolist() == [10, 0, 30]
+
+
+@pytest.mark.parametrize("time_as_index", [False, True])
+def test_parquet_gives_the_bars_of_the_csv(tmp_path, time_as_index):
+    table = pd.read_csv(bundled_path()).head(50)
+    table["Time"] = pd.to_datetime(table["Time"], format="%d.%m.%Y %H:%M:%S.%f")
+    table = table.set_index("Time") if time_as_index else table
+    table.to_parquet(tmp_path / "bars.parquet")
+    bars, expected = read_bars(tmp_path / "bars.parquet"), read_bars().first(50)
+    for name in ("closes_at", "open", "high", "low", "close", "volume"):
+        assert (getattr(bars, name) == getattr(expected, name)).all(), name
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MarketError, match=r"needs pyarrow\. Run `pip install pyarrow`"):
+        read_bars(write_csv(tmp_path, "", "bars.parquet"))
+
+
+def test_missing_gym_anytrading_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    with pytest.raises(MarketError, match="pip install gym-anytrading`, or give bars of your own with path="):
+        bundled_path()
+
+
+GOOD = HEADER + "".join(ROWS)
+FAULTS = {
+    "missing columns": (GOOD.replace("close", "price").replace("volume", "size"),
+                        "expected the columns time, open, high, low, close, volume; close, volume missing, "
+                        "found time, open, high, low, price, size"),
+    "missing time": (GOOD.replace("time", "when"), "time missing, found when, open"),
+    "misnamed column": (GOOD.replace("open", "Close"), "open missing, found time, close, high, low, close, volume"),
+    "column in two cases": (HEADER.replace("close", "close,Close") + "2020-01-01T00:00:00,1,4,0.5,2,2,10\n",
+                            "close more than once"),
+    "american dates": (GOOD.replace("2020-01-01T03", "12/31/2020 03"),
+                       r"cannot read '12/31/2020 03:00:00' in column 'time', row 3 \(1 such rows\)"),
+    "empty time": (GOOD.replace("2020-01-01T01:00:00", ""), "cannot read nan in column 'time', row 2"),
+    "epoch": (HEADER + "1577836800,1,4,0.5,2,10\n1577840400,2,5,1.5,3,0\n", "holds numbers such as 1577836800"),
+    "unsorted": (HEADER + ROWS[0] + ROWS[2] + ROWS[1],
+                 "2020-01-01T01:00:00 follows 2020-01-01T03:00:00 in row 3 .1 such rows.. Sort"),
+    "duplicated": (HEADER + ROWS[0] + ROWS[1] + ROWS[1], "2020-01-01T01:00:00 comes twice in row 3"),
+    "empty price": (GOOD.replace("0.5", ""), "expected a price > 0 in column 'low', but row 1 holds nan"),
+    "text for a price": (GOOD.replace("2.5", "n/k"), "column 'low', but row 3 holds n/k"),
+    "infinite price": (GOOD.replace(",6,", ",inf,"), "column 'high', but row 3 holds inf"),
+    "zero price": (GOOD.replace(",3,0\n", ",0,0\n"), "expected a price > 0 in column 'close', but row 2 holds 0"),
+    "negative volume": (GOOD.replace(",10\n", ",-1\n"),
+                        "expected a volume >= 0 in column 'volume', but row 1 holds -1"),
+    "swapped columns": (GOOD.replace("high,low", "low,high"), "high is below low in row 1"),
+    "no rows": (HEADER, "expected bars, found 0; at least 2"),
+    "empty file": ("", "expected a CSV file with OHLCV columns, but No columns"),
+    "broken rows": (GOOD + "1,2,3,4,5,6,7,8,9\n", "expected a CSV file with OHLCV columns, but Error tokenizing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_faulty_file_is_refused_by_name_place_and_cure(tmp_path, text, message):
+    path = write_csv(tmp_path, text)
+    with pytest.raises(MarketError, match=message) as caught:
+        read_bars(path)
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, GrowError)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("absent.csv", None, "no file with bars at .*absent.csv"), ("bars.parquet", GOOD, "expected a Parquet file")],
+)
+def test_a_file_that_is_absent_or_of_another_format_is_refused(tmp_path, name, text, message):
+    path = tmp_path / name if text is None else write_csv(tmp_path, text, name)
+    with pytest.raises(MarketError, match=message):
+        read_bars(path)
