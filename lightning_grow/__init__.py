@@ -1,0 +1,1 @@
+"""Resume any PyTorch Lightning run with a bigger network, and lose nothing."""

@@ -1,0 +1,251 @@
+"""The algebra of axes: what the positions along one dimension of a tensor stand for.
+
+An axis is an *atom* (n units of one kind), a *sum* (one axis after the other: a concatenation) or a row-major
+*product* of axes (a view of several as one). Tracing a model refines atoms: `cut` splits one into a sum, `factor`
+splits one into a product, `unify` states that two axes are the same one.
+
+Invariants, which the property tests hold:
+    * sums and products never change; only an atom can be bound, once, to an axis of its own size;
+    * `resolve` is flat (no sum directly in a sum, no product directly in a product, no factor of size 1, no
+      summand of size 0), so an atom can't be part of another axis of its own size and no tree contains itself;
+    * every binding either joins two atoms or splits one into smaller ones, so `unify` ends on every input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+
+class AxisError(Exception):
+    """Two axes have no common layout."""
+
+
+class Axis:
+    """One axis: an atom while `kind` is None, else a "sum" or a "product" of `parts`."""
+
+    __slots__ = ("bound", "kind", "parts", "size")
+
+    def __init__(self, size: int, kind: str | None = None, parts: tuple[Axis, ...] = ()) -> None:
+        self.size, self.kind, self.parts = size, kind, parts
+        self.bound: Axis | None = None
+
+    def __repr__(self) -> str:
+        axis = resolve(self)
+        if axis.kind is None:
+            return str(axis.size)
+        return "(" + ("+" if axis.kind == "sum" else "*").join(map(repr, axis.parts)) + ")"
+
+
+def sum_of(parts: Sequence[Axis]) -> Axis:
+    """The concatenation of `parts`."""
+    return resolve(Axis(sum(part.size for part in parts), "sum", tuple(parts)))
+
+
+def product_of(parts: Sequence[Axis]) -> Axis:
+    """The row-major product of `parts`, the last one running fastest."""
+    return resolve(Axis(math.prod(part.size for part in parts), "product", tuple(parts)))
+
+
+def resolve(axis: Axis) -> Axis:
+    """Follow all bindings and return the flat tree.
+
+    >>> resolve(product_of([Axis(1), Axis(3), product_of([Axis(2), Axis(5)])]))
+    (3*2*5)
+    """
+    while axis.bound is not None:
+        axis = axis.bound
+    if axis.kind is None:
+        return axis
+    unit = 0 if axis.kind == "sum" else 1
+    parts: list[Axis] = []
+    for part in map(resolve, axis.parts):
+        if part.kind == axis.kind:
+            parts.extend(part.parts)
+        elif part.size != unit:
+            parts.append(part)
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Axis(unit)
+    if len(parts) == len(axis.parts) and all(new is old for new, old in zip(parts, axis.parts, strict=True)):
+        return axis
+    return Axis(axis.size, axis.kind, tuple(parts))
+
+
+def atoms(axis: Axis) -> Iterator[Axis]:
+    """The atoms of the resolved tree, left to right.
+
+    >>> [atom.size for atom in atoms(sum_of([Axis(2), product_of([Axis(3), Axis(4)])]))]
+    [2, 3, 4]
+    """
+    axis = resolve(axis)
+    if axis.kind is None:
+        yield axis
+    for part in axis.parts:
+        yield from atoms(part)
+
+
+def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Return the consecutive pieces of `axis`; an atom becomes the sum of them.
+
+    Raises:
+        AxisError: A piece would end inside a factor of a product.
+
+    >>> gates = Axis(12); cut(gates, [4, 4, 4]), gates
+    ([4, 4, 4], (4+4+4))
+    """
+    axis = resolve(axis)
+    if sum(sizes) != axis.size:
+        raise AxisError(f"cannot cut {axis} into {list(sizes)}")
+    nonempty = [size for size in sizes if size]
+    if len(nonempty) <= 1:
+        return [axis if size else Axis(0) for size in sizes]
+    pieces = iter(_cut(axis, nonempty))
+    return [next(pieces) if size else Axis(0) for size in sizes]
+
+
+def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
+    if axis.kind is None:
+        fresh = [Axis(size) for size in sizes]
+        axis.bound = Axis(axis.size, "sum", tuple(fresh))
+        return fresh
+    if axis.kind == "product":
+        inner = math.prod(part.size for part in axis.parts[1:])
+        if any(size % inner for size in sizes):
+            raise AxisError(f"cannot cut {axis} into {sizes}: a piece would end inside a unit of {inner}")
+        outer = cut(axis.parts[0], [size // inner for size in sizes])
+        return [product_of([piece, *axis.parts[1:]]) for piece in outer]
+    rest, pieces = list(axis.parts), []
+    for size in sizes:
+        taken: list[Axis] = []
+        while size:
+            part = rest.pop(0)
+            if part.size > size:
+                part, remainder = cut(part, [size, part.size - size])
+                rest.insert(0, remainder)
+            taken.append(part)
+            size -= part.size
+        pieces.append(sum_of(taken))
+    return pieces
+
+
+def factor(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """Return the row-major factors of `axis`; an atom becomes the product of them.
+
+    Raises:
+        AxisError: The sizes do not follow the structure of `axis`.
+
+    >>> stream = Axis(12); factor(stream, [3, 4]), stream
+    ([3, 4], (3*4))
+    """
+    axis = resolve(axis)
+    if math.prod(sizes) != axis.size:
+        raise AxisError(f"cannot factor {axis} as {list(sizes)}")
+    large = [size for size in sizes if size != 1]
+    if len(large) <= 1:
+        return [axis if size != 1 else Axis(1) for size in sizes] if large else [Axis(1) for _ in sizes]
+    factors = iter(_factor(axis, large))
+    return [next(factors) if size != 1 else Axis(1) for size in sizes]
+
+
+def _factor(axis: Axis, sizes: list[int]) -> list[Axis]:
+    if axis.kind is None:
+        fresh = [Axis(size) for size in sizes]
+        axis.bound = Axis(axis.size, "product", tuple(fresh))
+        return fresh
+    if axis.kind == "sum":
+        inner = math.prod(sizes[1:])
+        if any(part.size % inner for part in axis.parts):
+            raise AxisError(f"cannot factor {axis} as {sizes}: a part is no multiple of {inner}")
+        rows = [factor(part, [part.size // inner, *sizes[1:]]) for part in axis.parts]
+        for row in rows[1:]:
+            for first, other in zip(rows[0][1:], row[1:], strict=True):
+                unify(first, other)
+        return [sum_of([row[0] for row in rows]), *rows[0][1:]]
+    rest, factors = list(axis.parts), []
+    for size in sizes:
+        taken: list[Axis] = []
+        while size > 1:
+            part = rest.pop(0)
+            if size % part.size:
+                if part.size % size:
+                    raise AxisError(f"cannot factor {axis} as {sizes}")
+                part, remainder = factor(part, [size, part.size // size])
+                rest.insert(0, remainder)
+            taken.append(part)
+            size //= part.size
+        factors.append(product_of(taken))
+    return factors
+
+
+def unify(first: Axis, second: Axis) -> None:
+    """State that two axes are the same one; refine both until they are.
+
+    Raises:
+        AxisError: Their sizes differ, or no refinement makes them equal.
+
+    >>> a, b = Axis(6), product_of([Axis(2), Axis(3)]); unify(a, b); a
+    (2*3)
+    """
+    first, second = resolve(first), resolve(second)
+    if first is second:
+        return
+    if first.size != second.size:
+        raise AxisError(f"{first} and {second} differ in size")
+    if first.kind is None:
+        first.bound = second
+    elif second.kind is None:
+        second.bound = first
+    elif "sum" in (first.kind, second.kind):
+        whole, other = (first, second) if first.kind == "sum" else (second, first)
+        for part, piece in zip(whole.parts, cut(other, [part.size for part in whole.parts]), strict=True):
+            unify(part, piece)
+    else:
+        _unify_products(first, second)
+
+
+def _unify_products(first: Axis, second: Axis) -> None:
+    """Match the factors from the left; where their sizes differ, the larger one is factored by the smaller."""
+    left, right = list(first.parts), list(second.parts)
+    while left and right:
+        one, two = resolve(left.pop(0)), resolve(right.pop(0))
+        if one.size > two.size:
+            (one, two), (left, right) = (two, one), (right, left)
+        if two.size % one.size:
+            raise AxisError(f"{first} and {second} have no common factors")
+        if two.size > one.size:
+            two, remainder = factor(two, [one.size, two.size // one.size])
+            right.insert(0, remainder)
+        unify(one, two)
+
+
+def reshape(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
+    """Return the axes of a row-major view of `axes` as `shape`.
+
+    Raises:
+        AxisError: The view cuts across the structure of an axis.
+
+    >>> reshape([Axis(2), Axis(12)], [2, 3, 4])
+    [2, 3, 4]
+    """
+    if 0 in shape:
+        return [Axis(size) for size in shape]
+    rest = [axis for axis in axes if axis.size != 1]
+    views: list[Axis] = []
+    index = 0
+    while index < len(shape):
+        if shape[index] == 1:
+            views.append(Axis(1))
+            index += 1
+            continue
+        group, sizes = [rest.pop(0)], [shape[index]]
+        index += 1
+        while (have := math.prod(axis.size for axis in group)) != (want := math.prod(sizes)):
+            if have < want:
+                group.append(rest.pop(0))
+            else:
+                sizes.append(shape[index])
+                index += 1
+        views += factor(product_of(group), sizes)
+    return views

@@ -1,0 +1,26 @@
+"""What the library raises: one root, and a child for each kind of fault."""
+
+
+class GrowError(Exception):
+    """Root of every error that lightning_grow raises on purpose."""
+
+
+class RefusedGrowth(GrowError, ValueError):
+    """The growth cannot keep the function, or has no meaning; nothing was changed.
+
+    Args:
+        refused: Every reason, each a sentence that names the place and a way out.
+    """
+
+    def __init__(self, refused: str | list[str] | tuple[str, ...]) -> None:
+        self.refused = [refused] if isinstance(refused, str) else list(refused)
+        head = "" if len(self.refused) == 1 else f"{len(self.refused)} reasons:\n"
+        super().__init__(head + "\n".join(self.refused if not head else (f"  - {reason}" for reason in self.refused)))
+
+
+class CheckpointError(GrowError, RuntimeError):
+    """A checkpoint file cannot be read, holds no weights, or would need code to load."""
+
+
+class UnknownStrategy(GrowError, LookupError):
+    """No strategy is registered under that name."""

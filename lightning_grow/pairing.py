@@ -1,0 +1,189 @@
+"""Which units of the target are which units of the source: two traces zipped by parameter name and dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lightning_grow.axes import Axis, AxisError, atoms, cut, factor, resolve
+from lightning_grow.trace import Trace, Value
+
+
+@dataclass
+class Pairing:
+    """The source atoms of every target atom, and what has no meaning.
+
+    Args:
+        source: Target atom -> the source atoms it grew from, all of one size.
+        places: Target atom -> where it was first met, for messages.
+        refused: What cannot be paired: axes that shrink, or that the two models use differently.
+    """
+
+    source: dict[Axis, list[Axis]] = field(default_factory=dict)
+    places: dict[Axis, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+
+    def old_size(self, atom: Axis) -> int:
+        """How many units of a target atom the source has; 0 for an atom of a new layer (1 for a size of 1)."""
+        if atom in self.source:
+            return self.source[atom][0].size
+        return 1 if atom.size == 1 else 0
+
+    def grows(self, atom: Axis) -> bool:
+        """Whether the target has more units of this kind than the source."""
+        return self.old_size(atom) < atom.size
+
+    def pair(self, source: Axis, target: Axis, place: str) -> None:
+        """State that a source axis became a target axis; refine and pair their atoms.
+
+        Args:
+            source: An axis of the source's trace.
+            target: An axis of the target's trace.
+            place: Where they were met, e.g. "'actor.0.weight' axis 0".
+        """
+        source, target = resolve(source), resolve(target)
+        if source.kind is None and target.kind is None:
+            self._pair_atoms(source, target, place)
+            return
+        if source.size == target.size and self._same_layout(source, target):
+            source, target = resolve(source), resolve(target)
+        if source.kind is None and target.kind is None:
+            self._pair_atoms(source, target, place)
+            return
+        kind = target.kind or source.kind
+        ours = source.parts if source.kind == kind else (source,)
+        theirs = target.parts if target.kind == kind else (target,)
+        matches = self._match(ours, theirs)
+        if matches is None:
+            self.refused.append(
+                f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its "
+                f"{target.size} as {target}. Expected the same layout with more units; keep the structure (heads, "
+                "groups, streams) and grow one size."
+            )
+            return
+        for index, part in enumerate(theirs):
+            if index in matches:
+                self.pair(ours[matches[index]], part, place)
+            elif kind == "product":
+                for atom in atoms(part):
+                    self._pair_atoms(Axis(1), atom, place)
+
+    def _same_layout(self, source: Axis, target: Axis) -> bool:
+        """Give an axis that one model never looked into the layout that the other found; the sizes are equal."""
+        try:
+            if source.kind is None:
+                _copy_layout(target, source)
+            elif target.kind is None:
+                _copy_layout(source, target)
+            elif source.kind == target.kind == "sum":
+                sizes = _common_cuts(source, target)
+                cut(source, sizes)
+                cut(target, sizes)
+        except AxisError:
+            return False
+        return True
+
+    def _match(self, source: tuple[Axis, ...], target: tuple[Axis, ...]) -> dict[int, int] | None:
+        """Target part -> source part, in order; parts known to belong together first, then equal sizes, then the
+        earliest."""
+        if len(source) == len(target):
+            return {index: index for index in range(len(source))}
+        if len(source) > len(target):
+            return None
+        best: tuple[tuple[int, ...], dict[int, int]] | None = None
+        for chosen in _choices(len(source), len(target)):
+            pairs = list(zip(chosen, range(len(source)), strict=True))
+            if any(target[i].size < source[j].size for i, j in pairs):
+                continue
+            known = -sum(self._known(source[j], target[i]) for i, j in pairs)
+            growth = sum(target[i].size - source[j].size for i, j in pairs)
+            rank = (known, growth, *chosen)
+            if best is None or rank < best[0]:
+                best = (rank, dict(pairs))
+        return best[1] if best else None
+
+    def _known(self, source: Axis, target: Axis) -> bool:
+        source, target = resolve(source), resolve(target)
+        return any(resolve(atom) is source for atom in self.source.get(target, []))
+
+    def _pair_atoms(self, source: Axis, target: Axis, place: str) -> None:
+        if source.size > target.size:
+            self.refused.append(
+                f"cannot grow {place}: source has {source.size} units, target has {target.size}. Growth only widens; "
+                f"raise the target's size to at least {source.size}, or start without the checkpoint."
+            )
+            return
+        known = self.source.setdefault(target, [])
+        self.places.setdefault(target, place)
+        if known and known[0].size != source.size:
+            self.refused.append(
+                f"cannot grow {place}: its {target.size} target units have {source.size} source units here, but "
+                f"{known[0].size} at {self.places[target]}. Sizes that are joined in the target (by an addition, a "
+                "shared layer) must be equal in the source."
+            )
+            return
+        if not any(resolve(atom) is source for atom in known):
+            known.append(source)
+
+
+def _choices(count: int, places: int) -> Iterator[tuple[int, ...]]:
+    """Ordered choices of `count` out of `places`, the earliest first; a long list is taken from the front only."""
+    from itertools import combinations
+
+    if places > 12:
+        yield tuple(range(count))
+        return
+    yield from combinations(range(places), count)
+
+
+def _copy_layout(pattern: Axis, atom: Axis) -> None:
+    pattern = resolve(pattern)
+    if pattern.kind is None:
+        return
+    sizes = [part.size for part in pattern.parts]
+    parts = cut(atom, sizes) if pattern.kind == "sum" else factor(atom, sizes)
+    for part, copy in zip(pattern.parts, parts, strict=True):
+        _copy_layout(part, copy)
+
+
+def _common_cuts(first: Axis, second: Axis) -> list[int]:
+    ends: set[int] = set()
+    for axis in (first, second):
+        end = 0
+        for part in axis.parts:
+            end += part.size
+            ends.add(end)
+    ordered = sorted(ends)
+    return [end - start for start, end in zip([0, *ordered], ordered, strict=False)]
+
+
+def pair_traces(source: Trace, target: Trace, renamed: dict[str, str]) -> Pairing:
+    """Zip two traces by parameter name and dimension, and by input.
+
+    Args:
+        source: The source's tape.
+        target: The target's tape.
+        renamed: Target name -> source name for every tensor that both have.
+
+    Returns:
+        The pairing. Axes are refined on a first round, so that the second meets every atom in its final layout.
+    """
+    pairing = Pairing()
+    for _ in range(2):
+        pairing = Pairing()
+        for name, old_name in renamed.items():
+            _pair_values(pairing, source.tensors[old_name], target.tensors[name], f"'{name}'")
+        for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
+            _pair_values(pairing, old, new, f"example input {index}")
+    pairing.refused = list(dict.fromkeys(pairing.refused))
+    return pairing
+
+
+def _pair_values(pairing: Pairing, source: Value, target: Value, place: str) -> None:
+    if len(source.axes) != len(target.axes):
+        pairing.refused.append(
+            f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the target."
+        )
+        return
+    for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):
+        pairing.pair(old, new, f"{place} axis {dim}")

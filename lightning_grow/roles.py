@@ -1,0 +1,109 @@
+"""Where each dimension of a parameter is used: written (its units leave the layer) or read (its units are summed)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lightning_grow.axes import atoms
+from lightning_grow.meanings import Contract, Lookup, Rearrange
+from lightning_grow.trace import Trace, Value
+
+Dimension = tuple[str, int]  # a parameter's name and one of its dimensions
+
+
+@dataclass
+class Roles:
+    """The dimensions of parameters that are read and written.
+
+    Args:
+        read: Summed over with an activation: fan-in.
+        written: Seen in the output: fan-out, a bias, a gain, an embedding's features.
+        origins: For every view of a parameter, the parameter's dimension behind each of its own.
+    """
+
+    read: set[Dimension] = field(default_factory=set)
+    written: set[Dimension] = field(default_factory=set)
+    origins: dict[Value, list[Dimension | None]] = field(default_factory=dict)
+
+    def of(self, value: Value) -> list[Dimension | None]:
+        """The parameter's dimension behind each dimension of a value."""
+        return self.origins.get(value, [None] * len(value.axes))
+
+
+def find_roles(trace: Trace) -> Roles:
+    """Read the roles off a tape.
+
+    >>> import torch
+    >>> from lightning_grow.trace import trace
+    >>> tape = trace(torch.nn.Sequential(torch.nn.Linear(3, 4)), (torch.ones(2, 3),))
+    >>> sorted(find_roles(tape).read), sorted(find_roles(tape).written)
+    ([('0.weight', 1)], [('0.bias', 0), ('0.weight', 0)])
+    """
+    roles = Roles()
+    for value in trace.tensors.values():
+        if value.name is not None:
+            roles.origins[value] = [(value.name, dim) for dim in range(len(value.axes))]
+    for node in trace.nodes:
+        for output, meaning in zip(node.outputs, node.meaning, strict=True):
+            if isinstance(meaning, Rearrange):
+                _follow(roles, meaning, output)
+            elif isinstance(meaning, Contract):
+                _contracted(roles, meaning)
+            elif isinstance(meaning, Lookup):
+                roles.written.update(item for item in roles.of(meaning.table)[1:] if item)
+            else:
+                for value in node.tensors():
+                    roles.written.update(item for item in roles.of(value) if item)
+    return roles
+
+
+def _follow(roles: Roles, meaning: Rearrange, output: Value) -> None:
+    """A moved dimension is the one that shares its atoms; dimensions of equal atoms keep their order."""
+    if len(meaning.inputs) != 1 or meaning.inputs[0] not in roles.origins:
+        for value in meaning.inputs:
+            roles.written.update(item for item in roles.of(value) if item)
+        return
+    source = meaning.inputs[0]
+    known = roles.of(source)
+    if meaning.order is not None:
+        roles.origins[output] = [known[dim] for dim in meaning.order]
+        return
+    free = list(range(len(source.axes)))
+    origins: list[Dimension | None] = []
+    for axis in output.axes:
+        wanted = set(atoms(axis))
+        match = next((dim for dim in free if wanted & set(atoms(source.axes[dim]))), None)
+        origins.append(None if match is None or axis.size == 1 else known[match])
+        if match is not None and axis.size == source.axes[match].size:
+            free.remove(match)
+    roles.origins[output] = origins
+
+
+def _contracted(roles: Roles, meaning: Contract) -> None:
+    for value, letters in ((meaning.left, meaning.labels[0]), (meaning.right, meaning.labels[1])):
+        for origin, letter in zip(roles.of(value), split_labels(letters), strict=True):
+            if origin is not None and letter != ".":
+                (roles.written if set(letter) & set(meaning.labels[2]) - set("()") else roles.read).add(origin)
+    if meaning.bias is not None:
+        roles.written.update(item for item in roles.of(meaning.bias) if item)
+
+
+def split_labels(letters: str) -> list[str]:
+    """One label per dimension; a product of axes is written in brackets.
+
+    >>> split_labels("n(gk).")
+    ['n', 'gk', '.']
+    """
+    labels: list[str] = []
+    inside = False
+    for letter in letters:
+        if letter in "()":
+            inside = letter == "("
+            if inside:
+                labels.append("")
+        elif inside:
+            labels[-1] += letter
+        else:
+            labels.append(letter)
+    return labels
+

@@ -1,0 +1,574 @@
+"""The table of rules: one small function per operator family gives the output axes and the meaning.
+
+Pointwise operators need no entry: torch tags them. An operator without a rule is `Opaque`, which the plan refuses by
+name wherever a growing axis meets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_grow.axes import Axis, AxisError, cut, factor, product_of, reshape, sum_of, unify
+from lightning_grow.meanings import (
+    Along,
+    Contract,
+    Create,
+    Lookup,
+    Normalize,
+    Opaque,
+    Pointwise,
+    Rearrange,
+    Reduce,
+    Softmax,
+)
+from lightning_grow.trace import Node, Value
+
+Output = tuple[list[Axis], Any]
+
+
+class Call:
+    """One operator call as a rule sees it: `call["dim"]` is an argument by its schema name."""
+
+    def __init__(self, node: Node, shapes: list[tuple[int, ...]]) -> None:
+        self.node, self.shapes = node, shapes
+        self.arguments = node.arguments
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An argument, or `default` where the schema does not have it or it is None."""
+        value = self.arguments.get(name)
+        return default if value is None else value
+
+    @property
+    def input(self) -> Value:
+        """The first tensor."""
+        return self.node.tensors()[0]
+
+    def dims(self, names: Sequence[str] = ("dim",)) -> tuple[int, ...]:
+        """The dimensions an argument names, counted from the front; all of them where it names none."""
+        rank = len(self.input.axes)
+        given = next((self.arguments[name] for name in names if self.arguments.get(name) is not None), None)
+        given = list(range(rank)) if given is None or given == [] else [given] if isinstance(given, int) else given
+        return tuple(dim % rank for dim in given) if rank else ()
+
+    def rearrange(self, axes: list[Axis], move: Callable[..., Any], *inputs: Value) -> list[Output]:
+        """One output that only moves the entries of the inputs."""
+        return [(axes, Rearrange(inputs or (self.input,), move))]
+
+
+Rule = Callable[[Call], list[Output]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enter a function into the table under the operators' names."""
+
+    def enter(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return enter
+
+
+def apply_rule(node: Node, shapes: list[tuple[int, ...]]) -> tuple[list[list[Axis]], list[Any]]:
+    """Return the axes and the meaning of every output of `node`."""
+    call = Call(node, shapes)
+    try:
+        if node.name in RULES:
+            outputs = RULES[node.name](call)
+        elif torch.Tag.pointwise in node.op.tags:
+            outputs = pointwise(call)
+        elif not node.tensors():
+            outputs = create(call)
+        else:
+            outputs = _opaque(call, f"operator {node.op} has no rule")
+    except AxisError as error:
+        outputs = _opaque(call, f"operator {node.op} mixes units: {error}")
+    return [axes for axes, _ in outputs], [meaning for _, meaning in outputs]
+
+
+def _fresh(shape: Sequence[int]) -> list[Axis]:
+    return [Axis(size) for size in shape]
+
+
+def _opaque(call: Call, reason: str) -> list[Output]:
+    return [(_fresh(shape), Opaque(reason)) for shape in call.shapes]
+
+
+def create(call: Call) -> list[Output]:
+    """Make tensors from nothing."""
+    return [(_fresh(shape), Create()) for shape in call.shapes]
+
+
+for _name in ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones"):
+    RULES[_name] = create
+for _name in ("new_empty", "new_full", "bernoulli", "empty_strided", "new_empty_strided", "randint_like"):
+    RULES[_name] = create
+
+
+def broadcast(values: Sequence[Value], shape: Sequence[int]) -> list[Axis]:
+    """Unify the axes of `values` as broadcasting aligns them."""
+    axes: list[Axis | None] = [None] * len(shape)
+    for value in values:
+        for dim, axis in enumerate(value.axes, len(shape) - len(value.axes)):
+            if axis.size != shape[dim]:
+                continue
+            current = axes[dim]
+            if current is None:
+                axes[dim] = axis
+            else:
+                unify(current, axis)
+    return [axis or Axis(size) for axis, size in zip(axes, shape, strict=True)]
+
+
+def pointwise(call: Call) -> list[Output]:
+    """Broadcast the tensors; numbers take part as they are."""
+    meaning = Pointwise(tuple(call.node.tensors()))
+    return [(broadcast(call.node.tensors(), shape), meaning) for shape in call.shapes]
+
+
+for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "fill", "where", "lerp", "tril", "triu"):
+    RULES[_name] = pointwise
+for _name in ("normal", "uniform", "zero", "exponential"):
+    RULES[_name] = create
+
+
+@rule("detach", "alias", "lift_fresh", "lift_fresh_copy", "view_as_real_copy")
+def same(call: Call) -> list[Output]:
+    """Nothing changes."""
+    return call.rearrange(list(call.input.axes), lambda count, cells: cells)
+
+
+@rule("t", "transpose", "permute", "numpy_T", "swapaxes", "movedim")
+def permute(call: Call) -> list[Output]:
+    """Reorder dimensions."""
+    rank = len(call.input.axes)
+    order = list(range(rank))
+    if call.node.name == "permute":
+        order = [dim % rank for dim in call["dims"]]
+    elif rank > 1:
+        first, second = call.get("dim0", 0) % rank, call.get("dim1", 1) % rank
+        order[first], order[second] = order[second], order[first]
+    axes = [call.input.axes[dim] for dim in order]
+    return [(axes, Rearrange((call.input,), lambda count, cells: cells.transpose(order), tuple(order)))]
+
+
+@rule("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "_reshape_alias", "flatten", "unflatten")
+def view(call: Call) -> list[Output]:
+    """Factor and merge axes in row-major order."""
+    axes = _keep_equal(call.input.axes, call.shapes[0]) or reshape(call.input.axes, call.shapes[0])
+    return call.rearrange(axes, lambda count, cells: cells.reshape([count(axis) for axis in axes]))
+
+
+def _keep_equal(axes: list[Axis], shape: Sequence[int]) -> list[Axis] | None:
+    """A view that only adds or drops sizes of 1 keeps every other axis as it is."""
+    large = [axis for axis in axes if axis.size != 1]
+    if [axis.size for axis in large] != [size for size in shape if size != 1] or 0 in shape:
+        return None
+    rest = iter(large)
+    return [Axis(1) if size == 1 else next(rest) for size in shape]
+
+
+@rule("expand")
+def expand(call: Call) -> list[Output]:
+    """Repeat along axes of size 1 without copying."""
+    shape, axes = call.shapes[0], call.input.axes
+    lead = len(shape) - len(axes)
+    out = [
+        axes[dim - lead] if dim >= lead and axes[dim - lead].size == size else Axis(size)
+        for dim, size in enumerate(shape)
+    ]
+    return call.rearrange(out, lambda count, cells: np.broadcast_to(cells, [count(axis) for axis in out]))
+
+
+@rule("repeat")
+def repeat(call: Call) -> list[Output]:
+    """Tile: the copies run slowest."""
+    times, shape = call["repeats"], call.shapes[0]
+    lead = len(shape) - len(call.input.axes)
+    inner = [Axis(1)] * lead + call.input.axes
+    outer = [Axis(number) for number in times]
+    axes = [product_of([copies, axis]) for copies, axis in zip(outer, inner, strict=True)]
+
+    def move(count: Callable[[Axis], int], cells: Any) -> Any:
+        return np.tile(cells, [count(axis) // max(1, count(part)) for axis, part in zip(axes, inner, strict=True)])
+
+    return call.rearrange(axes, move)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> list[Output]:
+    """Repeat each position in place: the copies run fastest."""
+    if not isinstance(call.get("repeats"), int):
+        raise AxisError("repeats given as a tensor")
+    dim = call.dims()[0]
+    axes = list(call.input.axes)
+    axes[dim] = product_of([axes[dim], Axis(call["repeats"])])
+    return call.rearrange(axes, lambda count, cells: np.repeat(cells, count(axes[dim]) // cells.shape[dim], axis=dim))
+
+
+def narrow(call: Call, dim: int, sizes: Sequence[int], index: int) -> Output:
+    """Piece `index` of the cut of dimension `dim` into `sizes`."""
+    pieces = cut(call.input.axes[dim], sizes)
+    axes = [*call.input.axes[:dim], pieces[index], *call.input.axes[dim + 1 :]]
+
+    def move(count: Callable[[Axis], int], cells: Any) -> Any:
+        start = sum(count(piece) for piece in pieces[:index])
+        return cells[(slice(None),) * dim + (slice(start, start + count(pieces[index])),)]
+
+    return axes, Rearrange((call.input,), move)
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
+def split(call: Call) -> list[Output]:
+    """Cut one dimension into consecutive pieces."""
+    dim = call.get("dim", 0) % len(call.input.axes)
+    sizes = [shape[dim] for shape in call.shapes]
+    return [narrow(call, dim, sizes, index) for index in range(len(sizes))]
+
+
+@rule("slice")
+def slice_(call: Call) -> list[Output]:
+    """Take a range of positions; a step takes one column of the folded axis."""
+    dim = call["dim"] % len(call.input.axes)
+    size, kept = call.input.axes[dim].size, call.shapes[0][dim]
+    if kept == size:
+        return same(call)
+    start = call.get("start", 0)
+    start = max(0, start + size) if start < 0 else min(start, size)
+    if call.get("step", 1) == 1:
+        return [narrow(call, dim, [start, kept, size - start - kept], 1)]
+    return _strided(call, dim, start, call["step"])
+
+
+def _strided(call: Call, dim: int, start: int, step: int) -> list[Output]:
+    axis = call.input.axes[dim]
+    if axis.size % step or start >= step:
+        raise AxisError(f"a step of {step} from {start} over {axis}")
+    outer, inner = factor(axis, [axis.size // step, step])
+    pieces = cut(inner, [start, 1, step - start - 1])
+
+    def move(count: Callable[[Axis], int], cells: Any) -> Any:
+        folded = cells.reshape([*cells.shape[:dim], count(outer), count(inner), *cells.shape[dim + 1 :]])
+        return folded.take(count(pieces[0]), axis=dim + 1)
+
+    return call.rearrange([*call.input.axes[:dim], outer, *call.input.axes[dim + 1 :]], move)
+
+
+def _pick(call: Call, dim: int, index: int) -> Output:
+    size = call.input.axes[dim].size
+    axes, meaning = narrow(call, dim, [index, 1, size - index - 1], 1)
+    narrowed = meaning.move
+    return axes[:dim] + axes[dim + 1 :], Rearrange((call.input,), lambda count, cells: narrowed(count, cells).take(0, axis=dim))
+
+
+@rule("select")
+def select(call: Call) -> list[Output]:
+    """Take one position and drop its dimension."""
+    dim = call["dim"] % len(call.input.axes)
+    return [_pick(call, dim, call["index"] % call.input.axes[dim].size)]
+
+
+@rule("unbind")
+def unbind(call: Call) -> list[Output]:
+    """Take every position on its own."""
+    dim = call["dim"] % len(call.input.axes)
+    axis = call.input.axes[dim]
+    cut(axis, [1] * axis.size)
+    return [_pick(call, dim, index) for index in range(axis.size)]
+
+
+@rule("cat")
+def cat(call: Call) -> list[Output]:
+    """Put tensors one after the other."""
+    values = [value for value in call["tensors"] if 0 not in [axis.size for axis in value.axes] or len(value.axes) > 1]
+    dim = call.get("dim", 0) % len(call.shapes[0])
+    for value in values[1:]:
+        for index, (first, other) in enumerate(zip(values[0].axes, value.axes, strict=True)):
+            if index != dim:
+                unify(first, other)
+    axes = list(values[0].axes)
+    axes[dim] = sum_of([value.axes[dim] for value in values])
+    return call.rearrange(axes, lambda count, *cells: np.concatenate(cells, axis=dim), *values)
+
+
+@rule("stack")
+def stack(call: Call) -> list[Output]:
+    """Put tensors one after the other along a new dimension."""
+    values = call["tensors"]
+    dim = call.get("dim", 0) % len(call.shapes[0])
+    for value in values[1:]:
+        for first, other in zip(values[0].axes, value.axes, strict=True):
+            unify(first, other)
+    axes = [*values[0].axes[:dim], sum_of([Axis(1) for _ in values]), *values[0].axes[dim:]]
+    return call.rearrange(axes, lambda count, *cells: np.stack(cells, axis=dim), *values)
+
+
+@rule("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
+def matmul(call: Call) -> list[Output]:
+    """Sum of products over the shared axis."""
+    bias = call.get("self") if call.node.name in ("addmm", "baddbmm") else None
+    left, right = [value for value in call.node.tensors() if value is not bias or call.node.tensors().count(value) > 1][-2:]
+    labels = {
+        "mm": ("ik", "kj", "ij"),
+        "bmm": ("bik", "bkj", "bij"),
+        "mv": ("ik", "k", "i"),
+        "dot": ("k", "k", ""),
+    }[call.node.name.removeprefix("add").removeprefix("badd")]
+    return contract(left, right, labels, call.shapes[0], bias)
+
+
+def contract(
+    left: Value, right: Value, labels: tuple[str, str, str], shape: Sequence[int], bias: Value | None = None
+) -> list[Output]:
+    """Unify axes of one label; the output has those of the last string ("." is a fresh one)."""
+    known: dict[str, Axis] = {}
+    for value, letters in ((left, labels[0]), (right, labels[1])):
+        for letter, axis in zip(letters, value.axes, strict=True):
+            if letter != "." and letter in known:
+                unify(known[letter], axis)
+            known.setdefault(letter, axis)
+    axes = [Axis(size) if letter == "." else known[letter] for letter, size in zip(labels[2], shape, strict=True)]
+    if bias is not None:
+        lead = len(axes) - len(bias.axes)
+        for dim, axis in enumerate(bias.axes):
+            if axis.size == axes[dim + lead].size:
+                unify(axis, axes[dim + lead])
+    return [(axes, Contract(left, right, labels, bias))]
+
+
+@rule("convolution")
+def convolution(call: Call) -> list[Output]:
+    """Contract channels; the window slides over the other axes."""
+    image, weight, bias, groups = call["input"], call["weight"], call.get("bias"), call["groups"]
+    window = "." * (len(image.axes) - 2)
+    out, into = ("k", "o") if call["transposed"] else ("o", "k")
+    if groups == 1:
+        labels = ("nk" + window, out + into + window, "no" + window)
+        axes, meaning = contract(image, weight, labels, call.shapes[0])[0]
+    else:
+        axes, meaning = _grouped(call, image, weight, groups, window)
+    if bias is not None:
+        unify(bias.axes[0], axes[1])
+        meaning = replace(meaning, bias=bias)
+    return [(axes, meaning)]
+
+
+def _grouped(call: Call, image: Value, weight: Value, groups: int, window: str) -> Output:
+    """Channels are groups by channels of a group, on both sides."""
+    if call["transposed"]:
+        raise AxisError("a grouped transposed convolution")
+    channels, wide = image.axes[1], weight.axes[0]
+    group, inner = factor(channels, [groups, channels.size // groups])
+    unify(inner, weight.axes[1])
+    group_out, inner_out = factor(wide, [groups, wide.size // groups])
+    unify(group, group_out)
+    labels = ("n(gk)" + window, "(go)k" + window, "n(go)" + window)
+    factors = (("g", group), ("k", inner), ("o", inner_out))
+    return [image.axes[0], wide, *_fresh(call.shapes[0][2:])], Contract(image, weight, labels, None, factors)
+
+
+@rule("embedding")
+def embedding(call: Call) -> list[Output]:
+    """Pick rows by index."""
+    table, index = call["weight"], call["indices"]
+    return [([*index.axes, *table.axes[1:]], Lookup(table, index, 0))]
+
+
+@rule("index_select", "gather", "index", "take_along_dim")
+def index(call: Call) -> list[Output]:
+    """Pick positions by an index tensor."""
+    value = call.input
+    if call.node.name == "index_select":
+        dim = call["dim"] % len(value.axes)
+        return [([*value.axes[:dim], Axis(call.shapes[0][dim]), *value.axes[dim + 1 :]], Along((value,), (dim,)))]
+    if call.node.name == "index":
+        return _index_by_tensors(call, value)
+    dim = call["dim"] % len(value.axes)
+    axes = [
+        axis if number != dim and axis.size == size else Axis(size)
+        for number, (axis, size) in enumerate(zip(value.axes, call.shapes[0], strict=True))
+    ]
+    return [(axes, Along((value,), (dim,)))]
+
+
+def _index_by_tensors(call: Call, value: Value) -> list[Output]:
+    indices = list(call["indices"])
+    indexed = [dim for dim, item in enumerate(indices) if item is not None]
+    if len(indexed) == 1 and indexed[0] == 0 and indices[0].dtype is not torch.bool:
+        return [([*_index_axes(indices[0]), *value.axes[1:]], Lookup(value, indices[0], 0))]
+    rest = [axis for dim, axis in enumerate(value.axes) if dim not in indexed]
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    at = indexed[0] if together else 0
+    fresh = _fresh(call.shapes[0][at : at + len(call.shapes[0]) - len(rest)])
+    return [([*rest[:at], *fresh, *rest[at:]], Along((value,), tuple(indexed)))]
+
+
+def _index_axes(index: Value) -> list[Axis]:
+    return list(index.axes)
+
+
+_STATISTICS = {
+    "sum": "sum",
+    "mean": "mean",
+    "var": "var",
+    "std": "var",
+    "var_mean": "var",
+    "amax": "max",
+    "amin": "max",
+    "max": "max",
+    "min": "max",
+    "argmax": "any",
+    "argmin": "any",
+    "any": "max",
+    "all": "max",
+    "prod": "any",
+    "logsumexp": "any",
+    "linalg_vector_norm": "norm",
+    "norm": "norm",
+}
+
+
+@rule(*_STATISTICS)
+def reduce(call: Call) -> list[Output]:
+    """A statistic over dimensions."""
+    if call.node.name in ("max", "min") and "other" in call.arguments:
+        return pointwise(call)
+    value, dims = call.input, call.dims()
+    keepdim = bool(call.get("keepdim", False))
+    axes = [
+        Axis(1) if dim in dims else axis for dim, axis in enumerate(value.axes) if keepdim or dim not in dims
+    ]
+    kinds = ["var", "mean"] if call.node.name == "var_mean" else [_STATISTICS[call.node.name]] * len(call.shapes)
+    return [(list(axes), Reduce(value, dims, kind, keepdim)) for kind in kinds]
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def softmax(call: Call) -> list[Output]:
+    """A distribution over one dimension."""
+    return [(list(call.input.axes), Softmax(call.input, call["dim"] % len(call.input.axes)))]
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> list[Output]:
+    """A norm over the last dimensions."""
+    value = call.input
+    count = len(call["normalized_shape"])
+    dims = tuple(range(len(value.axes) - count, len(value.axes)))
+    scale, shift = call.get("weight"), call.get("bias")
+    for parameter in (scale, shift):
+        for axis, other in zip(value.axes[-count:], parameter.axes if parameter else [], strict=False):
+            unify(axis, other)
+    kind = "layer" if call.node.name == "native_layer_norm" else "rms"
+    statistics = [([*value.axes[:-count], *_fresh([1] * count)], Reduce(value, dims, "var", True))] * (len(call.shapes) - 1)
+    return [(list(value.axes), Normalize(value, dims, kind, scale, shift)), *statistics]
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
+def batch_norm(call: Call) -> list[Output]:
+    """A norm per channel: nothing is summed over units."""
+    value = call.input
+    running = tuple(item for item in (call.get("running_mean"), call.get("running_var")) if item is not None)
+    for parameter in (call.get("weight"), call.get("bias"), *running):
+        if parameter is not None:
+            unify(value.axes[1], parameter.axes[0])
+    meaning = Normalize(value, (), "batch", call.get("weight"), call.get("bias"), running)
+    return [(list(value.axes), meaning), *[(_fresh(shape), Create()) for shape in call.shapes[1:]]]
+
+
+@rule("native_group_norm", "group_norm")
+def group_norm(call: Call) -> list[Output]:
+    """A norm over the channels of each group."""
+    value = call.input
+    for parameter in (call.get("weight"), call.get("bias")):
+        if parameter is not None:
+            unify(value.axes[1], parameter.axes[0])
+    groups = call["group"] if "group" in call.arguments else call["num_groups"]
+    group, inner = factor(value.axes[1], [groups, value.axes[1].size // groups])
+    meaning = Normalize(value, (1,), "group", call.get("weight"), call.get("bias"), (), (group, inner))
+    return [(list(value.axes), meaning), *[(_fresh(shape), Create()) for shape in call.shapes[1:]]]
+
+
+@rule(
+    "max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_avg_pool1d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
+    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "_upsample_bilinear2d_aa", "upsample_trilinear3d",
+    "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "grid_sampler_2d",
+)  # fmt: skip
+def spatial(call: Call) -> list[Output]:
+    """Mix positions of an image; batch and channels stay apart."""
+    value = call.input
+    rank = len(value.axes)
+    window = tuple(dim for dim in range(rank) if dim >= 2 or value.axes[dim].size != call.shapes[0][dim])
+    axes = [Axis(call.shapes[0][dim]) if dim in window else axis for dim, axis in enumerate(value.axes)]
+    return [(list(axes), Along((value,), window)) for _ in call.shapes]
+
+
+@rule("constant_pad_nd")
+def pad(call: Call) -> list[Output]:
+    """Add positions at the ends of the last dimensions."""
+    value, shape = call.input, call.shapes[0]
+    window = tuple(dim for dim, axis in enumerate(value.axes) if axis.size != shape[dim])
+    axes = [Axis(shape[dim]) if dim in window else axis for dim, axis in enumerate(value.axes)]
+    return [(axes, Along((value,), window))]
+
+
+@rule("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "logcumsumexp", "cummax", "fft_fft", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+def along(call: Call) -> list[Output]:
+    """Mix the positions of some dimensions."""
+    value = call.input
+    dims = call.dims(("dim", "dims"))
+    return [
+        ([Axis(size) if dim in dims else value.axes[dim] for dim, size in enumerate(shape)], Along((value,), dims))
+        for shape in call.shapes
+    ]
+
+
+@rule("topk")
+def topk(call: Call) -> list[Output]:
+    """Pick the largest positions of one dimension."""
+    value, dim = call.input, call["dim"] % len(call.input.axes)
+    axes = [Axis(size) if number == dim else value.axes[number] for number, size in enumerate(call.shapes[0])]
+    return [(list(axes), Along((value,), (dim,))) for _ in call.shapes]
+
+
+@rule("glu")
+def glu(call: Call) -> list[Output]:
+    """First half times the sigmoid of the second: a cut, then pointwise."""
+    value, dim = call.input, call["dim"] % len(call.input.axes)
+    half = call.shapes[0][dim]
+    first, second = cut(value.axes[dim], [half, half])
+    unify(first, second)
+    views = (
+        lambda count, cells: cells.take(range(count(first)), axis=dim),
+        lambda count, cells: cells.take(range(count(first), 2 * count(first)), axis=dim),
+    )
+    meaning = Pointwise((value, value), lambda left, right: left * right.sigmoid(), views)
+    return [([*value.axes[:dim], first, *value.axes[dim + 1 :]], meaning)]
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> list[Output]:
+    """Channels are output channels by a square of pixels."""
+    value, shape = call.input, call.shapes[0]
+    lead = len(value.axes) - 3
+    channels, square = factor(value.axes[lead], [shape[lead], call["upscale_factor"] ** 2])
+    axes = [*value.axes[:lead], channels, *_fresh(shape[lead + 1 :])]
+
+    def move(count: Callable[[Axis], int], cells: Any) -> Any:
+        folded = cells.reshape([*cells.shape[:lead], count(channels), count(square), -1])
+        flat = folded.take(0, axis=lead + 1).take([0], axis=lead + 1)
+        return np.broadcast_to(flat[..., None], [*cells.shape[:lead], count(channels), *map(count, axes[lead + 1 :])])
+
+    return call.rearrange(axes, move)
+
+

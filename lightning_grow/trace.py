@@ -1,0 +1,389 @@
+"""Trace one forward pass into a tape: every operator, its tensors, and the axes of each of them.
+
+The pass runs on meta tensors, so that it costs the same at any width. Tensors that depend on neither parameters nor
+inputs (positions, masks, frequencies, scales) are computed for real beside it: a constant that changes with the size
+has to be seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_grow.axes import Axis, AxisError
+from lightning_grow.errors import RefusedGrowth
+
+Forward = Callable[..., Any]
+_LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of the tape.
+
+    Args:
+        axes: One axis per dimension.
+        dtype: The tensor's type.
+        name: The parameter's or buffer's name, if it is one.
+        trained: Whether it is a parameter.
+        input_index: Which example input it is, if it is one.
+        constant: The real content, where neither a parameter nor an input has a part in it.
+    """
+
+    axes: list[Axis]
+    dtype: torch.dtype
+    name: str | None = None
+    trained: bool = False
+    input_index: int | None = None
+    constant: Tensor | None = None
+
+@dataclass(eq=False)
+class Node:
+    """One operator call: arguments by their schema names, with a `Value` in the place of each tensor."""
+
+    op: torch._ops.OpOverload
+    arguments: dict[str, Any]
+    path: str
+    outputs: list[Value] = field(default_factory=list)
+    meaning: list[Any] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The operator's name without overload and without the underscore of an in-place form."""
+        return operator_name(self.op)
+
+    @property
+    def where(self) -> str:
+        """The module that called it, for messages."""
+        return f"'{self.path}'" if self.path else "the model's forward"
+
+    def tensors(self) -> list[Value]:
+        """The tensor arguments in schema order, lists flattened."""
+        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
+
+
+@dataclass
+class Trace:
+    """The tape of one forward pass."""
+
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    lowest_dtype: torch.dtype = torch.float64
+
+
+def operator_name(op: torch._ops.OpOverload) -> str:
+    """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.
+
+    >>> operator_name(torch.ops.aten.add_.Tensor)
+    'add'
+    """
+    namespace, name = op._schema.name.split("::")
+    name = name.rstrip("_") if op._schema.is_mutable and name != "_" else name
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def bind_arguments(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every argument by the operator's schema, defaults included."""
+    bound: dict[str, Any] = {}
+    for index, argument in enumerate(op._schema.arguments):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        else:
+            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return bound
+
+
+class _Tracer(TorchDispatchMode):
+    """Records each operator; `device` is "meta", or None to run on the tensors as they are."""
+
+    def __init__(self, device: str | None) -> None:
+        super().__init__()
+        self.trace, self.device = Trace(), device
+        self.values: dict[int, Value] = {}
+        self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
+        self.path: list[str] = []
+
+    def track(self, tensor: Tensor, value: Value) -> Value:
+        self.values[id(tensor)] = value
+        self.alive.append(tensor)
+        return value
+
+    def value_of(self, tensor: Tensor) -> Value:
+        if id(tensor) in self.values:
+            return self.values[id(tensor)]
+        constant = None if tensor.device.type == "meta" else tensor.detach().cpu()
+        return self.track(tensor, Value([Axis(size) for size in tensor.shape], tensor.dtype, constant=constant))
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = bind_arguments(op, args, kwargs or {})
+        values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
+        if op is torch.ops.aten._local_scalar_dense.default:
+            return self._scalar(op, args, tensors)
+        result = op(*self._placed(args), **self._placed(kwargs or {}))
+        node = Node(op, values, self.path[-1] if self.path else "")
+        constant = self._constant_results(op, args, kwargs or {}, tensors)
+        self._record(node, result, args, constant)
+        return result
+
+    def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
+        if tensors[0].constant is not None:
+            return tensors[0].constant.item()
+        if self.device == "meta":
+            raise _NeedsData(self.path[-1] if self.path else "")
+        return op(*args)
+
+    def _placed(self, arguments: Any) -> Any:
+        if self.device is None:
+            return arguments
+        move = lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf  # noqa: E731
+        with _no_dispatch():
+            return tree_map(move, arguments)
+
+    def _constant_results(self, op: Any, args: Any, kwargs: Any, tensors: list[Value]) -> list[Tensor | None]:
+        """Run the operator on the real contents where all of them are known."""
+        if any(value.constant is None for value in tensors) or torch.Tag.nondeterministic_seeded in op.tags:
+            return []
+        contents = iter([value.constant for value in tensors])
+
+        def real(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                content = next(contents)
+                assert content is not None  # checked above
+                return content.clone() if op._schema.is_mutable else content
+            return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
+
+        with _no_dispatch():
+            results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
+        return [item if isinstance(item, Tensor) and item.numel() <= _LARGEST_CONSTANT else None for item in results]
+
+    def _record(self, node: Node, result: Any, args: Any, constants: list[Tensor | None]) -> None:
+        from lightning_grow.rules import apply_rule  # the rules are written in terms of this module's tape
+
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in tensors:
+            if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < torch.finfo(self.trace.lowest_dtype).bits:
+                self.trace.lowest_dtype = tensor.dtype
+        axes, node.meaning = apply_rule(node, [tuple(tensor.shape) for tensor in tensors])
+        constants = constants or [None] * len(tensors)
+        for tensor, its_axes, constant in zip(tensors, axes, constants, strict=True):
+            value = Value(its_axes, tensor.dtype, constant=constant)
+            node.outputs.append(value)
+            if node.op._schema.is_mutable and tensor._is_view() and tensor._base is not None:
+                self._forget_base(node, tensor)
+            self.track(tensor, value)
+        self.trace.nodes.append(node)
+
+    def _forget_base(self, node: Node, view: Tensor) -> None:
+        """A write through a view changes the tensor below it: what that holds is no longer known."""
+        from lightning_grow.rules import Opaque
+
+        base = view._base
+        assert base is not None
+        reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
+        lost = Value([Axis(size) for size in base.shape], base.dtype)
+        self.trace.nodes.append(Node(node.op, node.arguments, node.path, [lost], [Opaque(reason)]))
+        self.track(base, lost)
+
+
+class _NeedsData(Exception):
+    """The forward pass asks for the content of a tensor, which a meta tensor does not have."""
+
+
+@contextlib.contextmanager
+def _no_dispatch() -> Iterator[None]:
+    with torch.utils._python_dispatch._disable_current_modes():
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and every submodule back into its own mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def _paths(module: nn.Module, tracer: _Tracer) -> Iterator[None]:
+    """Tell the tracer which module is running."""
+    names = {id(part): name for name, part in module.named_modules()}
+
+    def enter(part: nn.Module, _: Any) -> None:
+        tracer.path.append(names.get(id(part), tracer.path[-1] if tracer.path else "").replace("_orig_mod.", ""))
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        tracer.path.pop()
+
+    hooks = [
+        torch.nn.modules.module.register_module_forward_pre_hook(enter),
+        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Keep torch from fusing what the rules want to see apart."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)  # backends.mkldnn.flags() warns about TF32 on machines without it
+    try:
+        with (
+            torch.no_grad(),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers under every name they have, without torch.compile's prefixes."""
+    pairs = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in pairs}
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Split example inputs into positional and keyword arguments: a dict is keyword arguments, a tuple positional."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None) -> Trace:
+    """Trace one forward pass in eval mode; the module is left as it was.
+
+    Args:
+        module: The module, on any device, the meta device included.
+        example_inputs: A tuple of positional arguments, or a dict of keyword arguments.
+        forward: A callable `(module, *inputs)` to trace instead of the module's own forward.
+
+    Returns:
+        The tape.
+
+    Raises:
+        RefusedGrowth: The pass cannot be run or followed.
+
+    >>> [node.name for node in trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.ones(2, 3),)).nodes]
+    ['t', 'addmm', 'relu']
+    """
+    try:
+        return _run(module, example_inputs, forward, "meta")
+    except _NeedsData as error:
+        reason = f"the forward of '{error}' reads the content of a tensor (.item(), an if on a tensor)"
+    except (RuntimeError, NotImplementedError, AxisError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if any(tensor.is_meta for tensor in named_tensors(module).values()):
+        raise RefusedGrowth(
+            f"cannot trace {type(module).__name__} on the meta device: {reason}. Build the module on a real device, "
+            "or pass forward= a callable that can be traced."
+        )
+    try:
+        return _run(module, example_inputs, forward, None)
+    except Exception as error:
+        raise RefusedGrowth(
+            f"cannot trace {type(module).__name__}: {type(error).__name__}: {error}. Expected example_inputs that its "
+            "forward accepts (a tuple of positional or a dict of keyword arguments); for a module without a usable "
+            "forward pass forward= a callable (module, *inputs)."
+        ) from error
+
+
+def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
+    tracer = _Tracer(device)
+    stand_ins = _register(module, tracer, device)
+    args, kwargs = call_arguments(example_inputs)
+    args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))
+    call = forward if forward is not None else type(module).__call__
+    with evaluating(module), _paths(module, tracer), _plain_kernels(), torch.random.fork_rng(devices=[]):
+        with _swapped(module, stand_ins), tracer:
+            result = call(module, *args, **kwargs)
+    tracer.trace.outputs = [tracer.value_of(leaf) for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+    return tracer.trace
+
+
+def _plain(result: Any) -> Any:
+    """Output dataclasses (as Hugging Face returns) as dicts, so that their tensors are found."""
+    if isinstance(result, Mapping):
+        return {key: _plain(item) for key, item in result.items()}
+    if isinstance(result, (tuple, list)):
+        return [_plain(item) for item in result]
+    if hasattr(result, "__dataclass_fields__") and not isinstance(result, type):
+        return {key: _plain(getattr(result, key)) for key in result.__dataclass_fields__}
+    if isinstance(result, torch.distributions.Distribution):
+        return {key: getattr(result, key) for key in result.arg_constraints if key in result.__dict__}
+    return result
+
+
+def _register(module: nn.Module, tracer: _Tracer, device: str | None) -> dict[int, Tensor]:
+    """Give every parameter and buffer a value; return the meta stand-in of each tensor by its id."""
+    stand_ins: dict[int, Tensor] = {}
+    saved = {name.replace("_orig_mod.", "") for name in module.state_dict(keep_vars=True)}
+    for name, tensor in named_tensors(module).items():
+        if id(tensor) not in stand_ins:
+            stand_ins[id(tensor)] = _stand_in(tensor, device)
+            learned = name in saved and (tensor.is_floating_point() or tensor.is_complex())
+            constant = None if learned or tensor.is_meta else tensor.detach().cpu()
+            axes = [Axis(size) for size in tensor.shape]
+            trained = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+            tracer.track(stand_ins[id(tensor)], Value(axes, tensor.dtype, name, trained, constant=constant))
+        tracer.trace.tensors[name] = tracer.values[id(stand_ins[id(tensor)])]
+    return stand_ins
+
+
+def _stand_in(tensor: Tensor, device: str | None) -> Tensor:
+    copy = tensor.detach().to("meta") if device == "meta" else tensor.detach().clone()
+    copy = copy.detach() if copy is tensor else copy
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _input(leaf: Any, tracer: _Tracer, device: str | None) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    tensor = leaf.detach().to("meta") if device == "meta" else leaf.detach().clone()
+    value = Value([Axis(size) for size in leaf.shape], leaf.dtype, input_index=len(tracer.trace.inputs))
+    tracer.trace.inputs.append(tracer.track(tensor, value))
+    return tensor
+
+
+@contextlib.contextmanager
+def _swapped(module: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[None]:
+    """Put the stand-ins in the place of the module's tensors, and the tensors back."""
+    places = [
+        (table, key, tensor)
+        for part in module.modules()
+        for table in (part._parameters, part._buffers)
+        for key, tensor in table.items()
+        if tensor is not None
+    ]
+    try:
+        for table, key, tensor in places:
+            table[key] = stand_ins[id(tensor)]  # type: ignore[assignment]
+        yield
+    finally:
+        for table, key, tensor in places:
+            table[key] = tensor  # type: ignore[assignment]
