@@ -159,16 +159,15 @@ def _check_archive(path: Path) -> None:
 
 
 def _explain(path: str | Path, error: Exception) -> str:
-    if isinstance(error, UnpicklingError):
-        unsafe = _find_unsafe_globals(path, error)
-        names = f" ({', '.join(unsafe)})" if unsafe else ""
+    unsafe = _find_unsafe_globals(path, error) if isinstance(error, UnpicklingError) else []
+    if unsafe:
         return (
-            f"{path} would need code to load{names}, so it was not opened. "
+            f"{path} would need code to load ({', '.join(unsafe)}), so it was not opened. "
             "Save hyperparameters as plain containers (GrowableMixin does). If you made the file yourself, allow the "
             "names with torch.serialization.add_safe_globals, or pass weights_only=False to the Trainer's method."
         )
     return (
-        f"{path} is not a checkpoint that torch can read ({type(error).__name__}: {str(error)[:120]}). "
+        f"{path} is not a checkpoint that torch can read ({type(error).__name__}: {str(error)[:60]}). "
         "Pass a file that ModelCheckpoint or trainer.save_checkpoint wrote."
     )
 

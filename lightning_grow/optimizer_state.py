@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -100,7 +101,7 @@ def carry_optimizers(
             _keep_groups(template, states[index], only_scheduled=optimizer == "reset")
         if optimizer == "transfer":
             old = _by_name(states[index], names[index])
-            for position, name in enumerate(sum(find_param_names(module, new), [])):
+            for position, name in enumerate(chain.from_iterable(find_param_names(module, new))):
                 state, reason = _move_state(name, old.get(plan.source_name(name) or ""), plan, type(new).__name__)
                 if state:
                     template["state"][position] = state
@@ -128,7 +129,7 @@ def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optim
     refused = []
     for state, optimizer in zip(states, optimizers, strict=False):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        names = sum(find_param_names(module, optimizer), [])
+        names = chain.from_iterable(find_param_names(module, optimizer))
         ids = [key for group in state.get("param_groups", ()) for key in group["params"]]
         for key, parameter, name in zip(ids, parameters, names, strict=False):
             for kind, value in state.get("state", {}).get(key, {}).items():
