@@ -39,7 +39,7 @@ def generalized_advantages(
     tensor([1.5000, 1.0000])
     """
     deltas = rewards + gamma * next_values * ~terminated - values
-    decays = gamma * gae_lambda * ~(terminated | truncated)
+    decays = gamma * gae_lambda * (~(terminated | truncated)).to(deltas.dtype)
     advantages = torch.empty_like(deltas)
     following = torch.zeros_like(deltas[0])
     for step in reversed(range(len(deltas))):

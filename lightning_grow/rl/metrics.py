@@ -31,10 +31,11 @@ class EpisodeStatistics(Metric):
     def __init__(self, window: int = 100) -> None:
         super().__init__()
         self.window = window
-        self.add_state("returns", torch.empty(0), dist_reduce_fx="cat")
-        self.add_state("lengths", torch.empty(0), dist_reduce_fx="cat")
-        self.add_state("episodes", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("timesteps", torch.tensor(0), dist_reduce_fx="sum")
+        # On the CPU even under torch.device("meta"): no state dict would bring the values later.
+        self.add_state("returns", torch.empty(0, device="cpu"), dist_reduce_fx="cat")
+        self.add_state("lengths", torch.empty(0, device="cpu"), dist_reduce_fx="cat")
+        self.add_state("episodes", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
+        self.add_state("timesteps", torch.tensor(0, device="cpu"), dist_reduce_fx="sum")
 
     def update(self, returns: Sequence[float], lengths: Sequence[int], timesteps: int) -> None:
         """Add the episodes that ended (their undiscounted returns and lengths) within `timesteps` more steps."""

@@ -1,11 +1,12 @@
 """PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
-import gymnasium
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,16 +22,23 @@ except ImportError:
     class GrowableMixin: ...
 
 
+from lightning_grow.architecture import rebuild_source
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.gae import generalized_advantages
+from lightning_grow.rl.load import KEY, read_agent
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, explained_variance, policy_loss, value_loss
+from lightning_grow.rl.market import MARKET_ID, MarketEnv
 from lightning_grow.rl.metrics import EpisodeStatistics
 from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.spaces import make_env
 from lightning_grow.rl.vector_env import VectorEnv
 
-CHECKPOINT_KEY = "lightning_grow.rl"
+try:
+    from lightning_grow.report import TransferReport
+    from lightning_grow.transfer import grow
+except ImportError:
+    ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Batch:
     advantages: Tensor
     returns: Tensor
 
-    def __getitem__(self, indices: Tensor) -> "Batch":
+    def take(self, indices: Tensor) -> "Batch":
+        """Return the samples at `indices`."""
         return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
 
 
@@ -148,6 +157,9 @@ class PPO(GrowableMixin, LightningModule):
         self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
         self.normalizer = ObservationNormalizer(state_dim) if normalize_observations else nn.Identity()
         self.statistics = EpisodeStatistics()
+        # Real values even under torch.device("meta"), and the same for every agent: growth is verified on them.
+        fixed = torch.Generator().manual_seed(0)
+        self.example_input_array = torch.randn(7, state_dim, generator=fixed, device="cpu")
         self.envs: VectorEnv | None = None
         self.generator: torch.Generator | None = None
         self.run_state: dict[str, Any] | None = None
@@ -176,32 +188,78 @@ class PPO(GrowableMixin, LightningModule):
 
     # Growth: what the inputs are.
 
-    @property  # type: ignore[misc]  # Lightning's has a setter, for modules that keep a tensor
-    def example_input_array(self) -> Tensor:
-        """Seven observations, always the same, spread as the normaliser has seen them."""
-        state_dim: int = self.hparams["state_dim"]
-        noise = torch.randn(7, state_dim, generator=torch.Generator().manual_seed(0), device="cpu")
-        if not isinstance(self.normalizer, ObservationNormalizer) or self.normalizer.mean.is_meta:
-            return noise
-        return self.normalizer.mean.cpu() + self.normalizer.var.sqrt().cpu() * noise
-
     @property
     def input_names(self) -> list[str] | None:
         """Names of the observation's features if the environment has them, as `lightning_grow/Market-v0` does."""
         env = make_env(self.hparams["env"])
-        names: list[str] | None = getattr(env.unwrapped, "observation_names", None)
+        names = list(getattr(env.unwrapped, "observation_names", ()))
         env.close()
-        return names
+        return names if len(names) == self.hparams["state_dim"] else None
 
     @staticmethod
     def describe_inputs(hparams: dict[str, Any]) -> str:
-        """Say how an agent's input size comes about from its hyperparameters; nothing but for the market."""
+        """Say how an agent's input size comes about from its hyperparameters; nothing but for the market.
+
+        >>> PPO.describe_inputs({"env": {"id": "lightning_grow/Market-v0", "state_features": 10}})
+        '10 features x 3 timeframes x 20 lookback bars = 600'
+        """
         env = hparams.get("env") or {}
-        if env.get("id") != "lightning_grow/Market-v0":
+        if env.get("id") != MARKET_ID:
             return ""
-        parts = {**gymnasium.spec(env["id"]).kwargs, **env}
-        sizes = parts["state_features"], len(parts["timeframes"]), parts["lookback_bars"]
+        defaults = {name: parameter.default for name, parameter in inspect.signature(MarketEnv).parameters.items()}
+        settings = {**defaults, **env}
+        sizes = settings["state_features"], len(settings["timeframes"]), settings["lookback_bars"]
         return "{} features x {} timeframes x {} lookback bars = {}".format(*sizes, math.prod(sizes))
+
+    def load_with_transfer(
+        self,
+        path: str | Path,
+        transfer_strategy: str = "preserve",
+        *,
+        rename: Mapping[str, str] | None = None,
+        allow_input_growth: bool = False,
+        allow_output_growth: bool = False,
+        verify: bool = True,
+        tolerance: float | None = None,
+        seed: int = 0,
+    ) -> "TransferReport":
+        """Grow the agent in a file into this one, in place, and take over its counters.
+
+        The optimizer is not read, and environments start anew: to resume a run, give `Trainer.fit` its `ckpt_path`.
+
+        Args:
+            path: A Lightning checkpoint of a PPO, or a plain file with the state dicts of an actor and a critic, as
+                `lightning_grow.rl.load.read_agent` describes.
+            transfer_strategy: One of `lightning_grow.list_strategies()`.
+            rename: For a plain file: beginning of a name there to ours, `{"actor.network": "actor"}`.
+            allow_input_growth: Whether this agent may observe more than that one did.
+            allow_output_growth: Whether it may have more actions.
+            verify: As for `lightning_grow.grow`.
+            tolerance: As for `lightning_grow.grow`.
+            seed: Of the new weights.
+
+        Returns:
+            What was done to each tensor.
+
+        Raises:
+            CheckpointError: If the file cannot be read safely, or holds no agent.
+            RefusedGrowth: If this agent is not a grown version of that one; nothing was changed.
+            UnknownStrategy: If there is no such strategy.
+        """
+        checkpoint = read_agent(path, self.hparams, rename or {})
+        source = rebuild_source(self, checkpoint, checkpoint["state_dict"])
+        report = grow(
+            source,
+            self,
+            strategy=transfer_strategy,
+            allow_input_growth=allow_input_growth,
+            allow_output_growth=allow_output_growth,
+            verify=verify,
+            tolerance=tolerance,
+            seed=seed,
+        )
+        self.statistics.restore(checkpoint.get(KEY, {}).get("statistics", {}))
+        return report
 
     # Lightning: the run around an iteration.
 
@@ -247,7 +305,7 @@ class PPO(GrowableMixin, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, random streams and environments, in types that load with `weights_only=True`."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[KEY] = {
             "statistics": self.statistics.state(),
             "run": self._current_run_state(),
         }
@@ -255,9 +313,9 @@ class PPO(GrowableMixin, LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` added, if it is there."""
         super().on_load_checkpoint(checkpoint)
-        if CHECKPOINT_KEY in checkpoint:
-            self.statistics.restore(checkpoint[CHECKPOINT_KEY]["statistics"])
-            self.run_state = checkpoint[CHECKPOINT_KEY]["run"]
+        if KEY in checkpoint:
+            self.statistics.restore(checkpoint[KEY]["statistics"])
+            self.run_state = checkpoint[KEY]["run"]
 
     def train_dataloader(self) -> Iterable[int]:
         """One empty batch: an epoch is one iteration, and the data comes from the environments."""
@@ -320,7 +378,9 @@ class PPO(GrowableMixin, LightningModule):
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
         for _ in range(self.hparams["update_epochs"]):
             order = torch.randperm(len(samples.returns), generator=generator).to(self.device)
-            steps += [self.update_once(samples[indices]) for indices in order.chunk(self.hparams["num_minibatches"])]
+            steps += [
+                self.update_once(samples.take(indices)) for indices in order.chunk(self.hparams["num_minibatches"])
+            ]
             if (
                 self.hparams["target_kl"] is not None
                 and steps[-1][names.index("approx_kl")] > self.hparams["target_kl"]

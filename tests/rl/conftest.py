@@ -1,0 +1,3 @@
+"""Register the environments of this folder for all its tests."""
+
+import environments  # noqa: F401

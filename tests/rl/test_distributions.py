@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import distributions
+
+from lightning_grow.rl.distributions import Categorical, Gaussian
+
+
+def pairs():
+    generator = torch.Generator().manual_seed(0)
+    logits, mean = (torch.randn(5, 4, 3, generator=generator) for _ in range(2))
+    log_std = torch.tensor([-1.0, 0.0, 0.5])
+    independent = distributions.Independent(distributions.Normal(mean, log_std.exp()), 1)
+    return [
+        pytest.param(Categorical(logits), distributions.Categorical(logits=logits), id="categorical"),
+        pytest.param(Gaussian(mean, log_std), independent, id="gaussian"),
+    ]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), pairs())
+def test_formulas_are_those_of_torch_distributions(ours, theirs):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        actions = theirs.sample()
+    torch.testing.assert_close(ours.log_prob(actions), theirs.log_prob(actions))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy())
+    torch.testing.assert_close(ours.mode, theirs.mode)
+
+
+def test_gumbel_max_samples_the_softmax():
+    logits, num_samples = torch.tensor([0.0, 1.0, -2.0, 3.0]), 20_000
+    noise = Categorical.noise((num_samples, 4), torch.Generator().manual_seed(0))
+    shares = Categorical(logits.expand(num_samples, 4)).sample(noise).bincount(minlength=4) / num_samples
+    # Four standard deviations of a share, at most sqrt(1/4 / 20000).
+    torch.testing.assert_close(shares, logits.softmax(0), atol=4 * 0.0036, rtol=0)
+
+
+def test_gaussian_samples_have_its_moments():
+    gaussian = Gaussian(torch.tensor([1.0, -2.0]).expand(20_000, 2), torch.tensor([0.0, 0.7]))
+    samples = gaussian.sample(Gaussian.noise((20_000, 2), torch.Generator().manual_seed(0)))
+    # Four standard deviations of a mean and of a standard deviation, std / sqrt(n) and std / sqrt(2 n).
+    torch.testing.assert_close(samples.mean(0), torch.tensor([1.0, -2.0]), atol=0.06, rtol=0)
+    torch.testing.assert_close(samples.std(0).log(), torch.tensor([0.0, 0.7]), atol=0.02, rtol=0)

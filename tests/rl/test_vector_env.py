@@ -1,0 +1,146 @@
+import gymnasium
+import numpy as np
+import pytest
+
+from lightning_grow.rl.spaces import env_spaces, make_env
+from lightning_grow.rl.vector_env import VectorEnv
+
+
+def play(envs, num_steps, seed=0):
+    generator = np.random.default_rng(seed)
+    seen = []
+    for _ in range(num_steps):
+        continuous = envs.sizes[2]
+        actions = (
+            generator.normal(size=(len(envs.envs), 1)) if continuous else generator.integers(2, size=len(envs.envs))
+        )
+        rewards, terminated, truncated, ends = envs.step(actions.astype(np.float32) if continuous else actions)
+        endings = [(end.observation.tolist(), end.episode_return, end.length) for end in ends]
+        seen.append((envs.observations.tolist(), rewards.tolist(), terminated.tolist(), truncated.tolist(), endings))
+    return seen
+
+
+@pytest.mark.parametrize("ends_by", ["termination", "truncation"])
+def test_an_episode_ends_and_the_next_begins_in_one_step(ends_by):
+    envs = VectorEnv({"id": "tests/Clock-v0", "length": 2, "ends_by": ends_by}, 1)
+    envs.reset(seed=0)
+    ended = [ends_by == "termination"], [ends_by == "truncation"]
+    assert play(envs, 3) == [
+        ([[0.0, 1.0]], [1.0], [False], [False], []),
+        ([[1.0, 0.0]], [1.0], *ended, [([0.0, 2.0], 2.0, 2)]),
+        ([[1.0, 1.0]], [1.0], [False], [False], []),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "lengths"),
+    [
+        pytest.param({"id": "tests/Clock-v0", "length": 9, "max_episode_steps": 4}, [4, 4], id="asked for"),
+        pytest.param({"id": "tests/Clock-v0", "length": 3, "max_episode_steps": 9}, [3, 3, 3], id="not reached"),
+    ],
+)
+def test_a_time_limit_truncates(env, lengths):
+    envs = VectorEnv(env, 1)
+    envs.reset(seed=0)
+    seen = play(envs, 9)
+    assert [length for step in seen for _, _, length in step[-1]] == lengths
+    assert any(step[3][0] for step in seen) == (lengths[0] == 4)
+
+
+def test_the_time_limit_of_the_id_is_kept():
+    assert VectorEnv({"id": "CartPole-v1"}, 1).time_limit == 500
+    assert VectorEnv({"id": "tests/Clock-v0"}, 1).time_limit is None
+
+
+def test_reaching_the_goal_in_the_last_allowed_step_is_termination():
+    envs = VectorEnv({"id": "tests/Clock-v0", "length": 2, "max_episode_steps": 2}, 1)
+    envs.reset(seed=0)
+    assert play(envs, 2)[-1][2:4] == ([True], [False])
+
+
+def test_steps_are_those_of_gymnasium():
+    envs = VectorEnv({"id": "CartPole-v1"}, 3)
+    theirs = gymnasium.vector.SyncVectorEnv(
+        [lambda: gymnasium.make("CartPole-v1")] * 3, autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP
+    )
+    envs.reset(seed=5)
+    assert np.array_equal(envs.observations, theirs.reset(seed=5)[0])
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        actions = generator.integers(2, size=3)
+        rewards, terminated, truncated, ends = envs.step(actions)
+        expected = theirs.step(actions)
+        for ours, wanted in zip((envs.observations, rewards, terminated, truncated), expected, strict=False):
+            assert np.array_equal(ours, wanted)
+        if ends:
+            finals = [final for final in expected[-1]["final_obs"] if final is not None]
+            assert np.array_equal([end.observation for end in ends], finals)
+
+
+def test_continuous_actions_are_clipped_to_the_bounds():
+    envs = VectorEnv({"id": "Pendulum-v1"}, 2)
+    assert envs.to_env_actions(np.array([[5.0], [-0.5]])).tolist() == [[2.0], [-0.5]]
+
+
+def test_discrete_actions_start_where_the_space_does():
+    envs = VectorEnv({"id": "tests/Clock-v0", "start": 7}, 2)
+    envs.reset(seed=0)
+    envs.step(np.array([0, 1]))
+    assert [env.unwrapped.actions for env in envs.envs] == [[7], [8]]
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_going_on_from_a_state_is_going_straight_on(continuous):
+    env = {"id": "tests/Walk-v0", "continuous": continuous}
+    straight, resumed = VectorEnv(env, 3), VectorEnv(env, 3)
+    straight.reset(seed=0)
+    play(straight, 33)
+    assert resumed.load_state_dict(straight.state_dict())
+    assert resumed.state_dict() == straight.state_dict()
+    assert play(resumed, 50, seed=1) == play(straight, 50, seed=1)
+
+
+def test_a_foreign_environment_starts_its_next_episode():
+    envs, resumed = VectorEnv({"id": "CartPole-v1"}, 2), VectorEnv({"id": "CartPole-v1"}, 2)
+    envs.reset(seed=0)
+    play(envs, 7)
+    assert resumed.load_state_dict(envs.state_dict())
+    assert resumed.episode_lengths.tolist() == [0, 0]
+    assert np.array_equal(resumed.observations[0], envs.envs[0].reset()[0])
+
+
+@pytest.mark.parametrize(
+    ("env", "num_envs"), [({"id": "tests/Walk-v0", "continuous": True}, 2), ({"id": "tests/Walk-v0"}, 3)]
+)
+def test_other_environments_do_not_take_the_state(env, num_envs):
+    envs = VectorEnv({"id": "tests/Walk-v0"}, 2)
+    envs.reset(seed=0)
+    assert not VectorEnv(env, num_envs).load_state_dict(envs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("env", "sizes"),
+    [
+        ({"id": "CartPole-v1"}, (4, 2, False)),
+        ({"id": "Pendulum-v1"}, (3, 1, True)),
+        ({"id": "FrozenLake-v1"}, (16, 4, False)),
+        ({"id": "tests/Walk-v0", "continuous": True}, (2, 1, True)),
+    ],
+)
+def test_sizes_are_read_off_the_spaces(env, sizes):
+    assert env_spaces(env) == sizes
+
+
+def test_actions_of_another_kind_are_refused():
+    class Switches(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 1, (1,))
+        action_space = gymnasium.spaces.MultiBinary(3)
+
+    gymnasium.register("tests/Switches-v0", Switches)
+    with pytest.raises(ValueError, match=r"needs Discrete or Box actions; tests/Switches-v0 has MultiBinary\(3\)"):
+        env_spaces({"id": "tests/Switches-v0"})
+
+
+def test_an_environment_without_id_is_refused():
+    with pytest.raises(ValueError, match=r"env must be .* came {'lookback_bars': 3}"):
+        make_env({"lookback_bars": 3})
