@@ -62,7 +62,7 @@ class Warmup:
         self.steps = [*self.steps, *[0] * len(optimizers)][: len(optimizers)]
         masks = dict(new_entries or {})
         for index, optimizer in enumerate(optimizers):
-            if self.steps[index] < self.num_steps:
+            if not self.is_over(index):
                 self._attached.append(_Ramp(self, index, optimizer, masks))
 
     def detach(self) -> None:
@@ -76,10 +76,14 @@ class Warmup:
         done = self.steps[optimizer_index] if optimizer_index < len(self.steps) else 0
         return 1.0 if done >= self.num_steps else self.start_factor + (1 - self.start_factor) * done / self.num_steps
 
+    def is_over(self, optimizer_index: int) -> bool:
+        """Whether this optimizer has made all its steps."""
+        return self.steps[optimizer_index] >= self.num_steps
+
     @property
     def is_finished(self) -> bool:
         """Whether every optimizer has made its steps, or there never was a warm-up."""
-        return all(step >= self.num_steps for step in self.steps)
+        return all(map(self.is_over, range(len(self.steps))))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resume needs, as plain types; empty when finished, so that no trace is left."""
@@ -102,6 +106,7 @@ class _Ramp:
     def __init__(self, warmup: Warmup, index: int, optimizer: Optimizer, masks: Mapping[Tensor, Tensor]) -> None:
         self.warmup, self.index, self.optimizer = warmup, index, optimizer
         self.rates: list[Any] | None = None  # the base rates, while a step runs
+        self.is_open = False  # between the two hooks of one step
         self.held: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, mask, its entries before the step
         self.masks: dict[Tensor, Tensor] = {} if warmup.scope == "all" else self._find_masks(masks)
         self.handles: list[RemovableHandle] = [
@@ -121,9 +126,9 @@ class _Ramp:
 
     def before(self, optimizer: Optimizer, *_: Any) -> None:
         self.restore()  # a step that raised never reached `after`
-        factor = self.warmup.factor(self.index)
-        if factor == 1:
+        if self.warmup.is_over(self.index):
             return
+        self.is_open, factor = True, self.warmup.factor(self.index)
         if self.warmup.scope == "all":
             self.rates = [_scale(group, factor) for group in optimizer.param_groups]
         else:
@@ -131,6 +136,8 @@ class _Ramp:
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self.is_open:  # over, or the outer one of two: a subclass whose step calls super().step runs hooks twice
+            return
         factor = self.warmup.factor(self.index)
         for parameter, mask, old in self.held:
             parameter[mask] = torch.lerp(old, parameter[mask], factor)
@@ -148,7 +155,7 @@ class _Ramp:
                 group["lr"].copy_(rate)  # in place: captured and compiled steps hold this very tensor
             else:
                 group["lr"] = rate
-        self.rates, self.held = None, []
+        self.rates, self.held, self.is_open = None, [], False
 
     def remove(self) -> None:
         self.restore()
