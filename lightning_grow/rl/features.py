@@ -133,16 +133,5 @@ def compute_features(bars: Bars) -> NDArray[np.float32]:
     >>> features.shape, bool(np.isfinite(features[WARM_UP_BARS:]).all())
     ((6225, 15), True)
     """
-    # TA-Lib takes a movement below 1e-7 for none: prices in units of the first one make that the same for all markets.
-    scale = bars.close[0]
-    scaled = Bars(
-        closes_at=bars.closes_at,
-        open=bars.open / scale,
-        high=bars.high / scale,
-        low=bars.low / scale,
-        close=bars.close / scale,
-        volume=bars.volume,
-        interval=bars.interval,
-    )
-    table = np.stack([feature(scaled) for feature in FEATURES.values()], axis=1)
+    table = np.stack([feature(bars) for feature in FEATURES.values()], axis=1)
     return table.clip(-FEATURE_BOUND, FEATURE_BOUND).astype(np.float32)

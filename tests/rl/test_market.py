@@ -134,6 +134,8 @@ def test_an_episode_may_span_the_whole_training_period():
     env = MarketEnv(episode_bars=num_decisions)
     env.reset(seed=0)
     assert (env.decision, env.episode_end) == (env.decisions.start, env.decisions.stop)
+    env = MarketEnv(episode_bars=num_decisions - 1)
+    assert {env.reset(seed=seed) and env.decision - env.decisions.start for seed in range(10)} == {0, 1}
     with pytest.raises(MarketError, match=f"at most {num_decisions} episode_bars, .* but got {num_decisions + 1}"):
         MarketEnv(episode_bars=num_decisions + 1)
 
@@ -212,20 +214,18 @@ def test_a_state_goes_on_when_newer_bars_were_added_to_the_file(tmp_path):
 
 
 def test_a_state_of_another_period_or_market_is_refused_and_changes_nothing():
-    env, other = MarketEnv(), MarketEnv(period="evaluate")
-    env.reset(seed=0)
-    other.reset(seed=0)
-    before = env.get_state()
-    for state in (
-        other.get_state(),
-        {**before, "time": "2017-05-06T12:30:00"},
-        {**before, "time": "2030-01-01T00:00:00"},
-    ):
+    train, evaluate = MarketEnv(), MarketEnv(period="evaluate")
+    train.reset(seed=0)
+    evaluate.reset(seed=0)
+    of_train, of_evaluate = train.get_state(), evaluate.get_state()
+    between, later = {**of_train, "time": "2017-05-06T12:30:00"}, {**of_train, "time": "2030-01-01T00:00:00"}
+    for env, state in ((train, of_evaluate), (evaluate, of_train), (train, between), (train, later)):
+        before = env.get_state()
         with pytest.raises(
             MarketError, match=f"cannot go on at {state['time']} for .* expected a decision of this period"
         ):
             env.set_state(state)
-    assert env.get_state() == before
+        assert env.get_state() == before
 
 
 def test_tables_are_computed_once_and_observations_are_not_shared():
