@@ -222,7 +222,7 @@ def test_the_warmup_is_logged(tmp_path):
     fit(Stack([16]), tmp_path, callback, ckpt_path=path, max_epochs=3, logger=logger, log_every_n_steps=1)
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("lr-warmup-factor")
-    assert [float(row.split(",")[column]) for row in rows[1:]] == pytest.approx([0.1, 0.325, 0.55, 0.775])
+    assert [float(cell) for row in rows[1:] if (cell := row.split(",")[column])] == pytest.approx([0.1, 0.325, 0.55, 0.775])
 
 
 # ----- one callback, many runs ---------------------------------------------------------------------------------------
@@ -278,12 +278,11 @@ def test_a_users_own_hook_runs_first_and_comes_back(tmp_path):
 def test_a_copy_of_the_module_does_not_drag_the_trainer_along(tmp_path):
     class Copying(L.Callback):
         def setup(self, trainer, pl_module, stage):
-            self.copy = copy.deepcopy(pl_module)
+            self.copy, self.shared = copy.deepcopy(pl_module), pl_module.on_load_checkpoint
 
     copying = Copying()
     fit(Stack(), tmp_path, ArchTransfer(), copying, max_epochs=1)
-    assert copying.copy._trainer is None or copying.copy._trainer is not None  # deepcopy itself did not fail
-    assert vars(copying.copy)["on_load_checkpoint"].__class__.__name__ == "function"
+    assert copying.copy.on_load_checkpoint is copying.shared  # a plain function is shared, whatever it holds on to
 
 
 # ----- other callbacks -----------------------------------------------------------------------------------------------
