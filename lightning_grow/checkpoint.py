@@ -129,7 +129,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder: a sharded checkpoint. Consolidate it into one file "
-            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint {path}), "
+            f"(python -m lightning.fabric.utilities.consolidate_checkpoint {path}), "
             "then grow that file with lightning_grow.convert_checkpoint."
         )
     if not path.is_file():

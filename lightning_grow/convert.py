@@ -1,5 +1,6 @@
 """A checkpoint of the source turned into one of the target: in memory for a resume, or file to file."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Growth:
         checkpoint: Mapping[str, Any],
         module: nn.Module,
         optimizers: Sequence[Optimizer],
-        schedulers: Sequence[Any],
+        schedulers: Sequence[Any] | None,
         *,
         optimizer: Choice,
         scheduler: Schedule,
@@ -105,7 +106,7 @@ def convert_checkpoint(
         rename: Target names to source names, where they cannot be matched in order.
         optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
             "transfer" moves the moments and keeps the schedules: `target.configure_optimizers` must run without a
-            Trainer.
+            Trainer. Sharded strategies only resume files that hold optimizer states.
         allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
         allow_output_growth: See `grow`.
         allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
@@ -126,6 +127,7 @@ def convert_checkpoint(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )
     checkpoint = read_checkpoint(path, weights_only=weights_only)
+    _gather_optimizers(checkpoint)
     growth = grow_checkpoint(
         checkpoint,
         target,
@@ -149,7 +151,7 @@ def convert_checkpoint(
         checkpoint,
         target,
         optimizers,
-        checkpoint.get("lr_schedulers") or [],
+        None,
         optimizer=optimizer,
         scheduler="keep" if optimizer == "transfer" else "reset",
     )
@@ -279,6 +281,13 @@ def _grow_copies(
         if copy:
             copies.append((holder, key, result.plan.apply(align_names(copy, own), own, seed)))
     return copies
+
+
+def _gather_optimizers(checkpoint: dict[str, Any]) -> None:
+    """Put `optimizer_0`, ... of a consolidated checkpoint where Lightning keeps those of any other."""
+    names = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda key: int(key[10:]))
+    if names and "optimizer_states" not in checkpoint:
+        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
 
 
 def _configure_optimizers(target: nn.Module) -> list[Optimizer]:

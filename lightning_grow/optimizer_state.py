@@ -61,7 +61,7 @@ def carry_optimizers(
     checkpoint: Mapping[str, Any],
     module: nn.Module,
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[Any] | None,
     plan: "GrowthPlan",
     source_order: Sequence[str],
     *,
@@ -74,7 +74,7 @@ def carry_optimizers(
         checkpoint: Where the old states are read from; not changed.
         module: The grown module.
         optimizers: Its optimizers, as the current config builds them.
-        schedulers: Its schedulers, likewise.
+        schedulers: Its schedulers, likewise; None where they are not built, and kept ones are not compared.
         plan: The growth that moved the weights.
         source_order: The trainable parameters of the source, for checkpoints that name none.
         optimizer: "transfer" moves the moments, "reset" drops them.
@@ -157,6 +157,8 @@ def _find_names(checkpoint: Mapping[str, Any], states: Sequence[Any], order: Seq
         sizes = [len(group["params"]) for group in groups]
         if index < len(recorded) and [len(names) for names in recorded[index]] == sizes:
             found.append(recorded[index])
+        elif all(isinstance(key, str) for group in groups for key in group["params"]):  # a consolidated checkpoint
+            found.append([[strip_compiled(name) for name in group["params"]] for group in groups])
         elif all("param_names" in group for group in groups):
             found.append([[strip_compiled(name) for name in group["param_names"]] for group in groups])
         elif len(states) == 1 and len(groups) == 1 and sizes == [len(order)]:
@@ -222,7 +224,7 @@ def _check_schedule(
     checkpoint: Mapping[str, Any],
     states: Sequence[Mapping[str, Any]],
     optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any],
+    schedulers: Sequence[Any] | None,
     optimizer: Choice,
 ) -> None:
     """A schedule can go on only in the groups, with the scheduler and from the base rate it was made for."""
@@ -230,7 +232,7 @@ def _check_schedule(
     refused = []
     for what, had, has in [
         ("optimizers", len(states), len(optimizers)),
-        ("schedulers", len(saved), len(schedulers)),
+        ("schedulers", len(saved), len(saved if schedulers is None else schedulers)),
         *(
             ("parameter groups", len(old["param_groups"]), len(new.param_groups))
             for old, new in zip(states, optimizers, strict=False)
@@ -238,7 +240,7 @@ def _check_schedule(
     ]:
         if had != has:
             refused.append(f"the checkpoint has {had} {what}, the config builds {has}")
-    for state, scheduler in zip(saved, schedulers, strict=False):
+    for state, scheduler in zip(saved, schedulers or (), strict=False):
         if state.keys() != scheduler.state_dict().keys():
             refused.append(f"the checkpoint's scheduler is not the {type(scheduler).__name__} that the config builds")
     if optimizer == "reset" and not refused:

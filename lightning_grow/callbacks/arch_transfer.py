@@ -14,6 +14,7 @@ from lightning_grow.checkpoint import KEY, read_checkpoint
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, check_shapes, learning_rates
+from lightning_grow.sharded import check_sharded
 from lightning_grow.strategies import Strategy, find_strategy
 from lightning_grow.warmup import Scope, Warmup, from_runs, to_runs
 
@@ -270,6 +271,9 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         callback._path = checkpoint_path
+        if trainer.strategy.restore_checkpoint_after_setup:
+            check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
+            return own(checkpoint_path, weights_only=weights_only)
         return read_checkpoint(
             checkpoint_path,
             weights_only=weights_only is not False,
@@ -284,7 +288,8 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
     def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
         with growing_outside(checkpoint):
             own(checkpoint)  # the user's hook first: it may rename keys
-        callback._grow(trainer, trainer.lightning_module, checkpoint)
+        if "state_dict" in checkpoint:  # a sharded strategy has loaded it by itself
+            callback._grow(trainer, trainer.lightning_module, checkpoint)
 
     setattr(on_load_checkpoint, STANDS_FOR, own)
     return on_load_checkpoint

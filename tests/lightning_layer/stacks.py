@@ -62,7 +62,14 @@ def batches(state_dim=4):
 
 def make_trainer(folder, *callbacks, **arguments):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    settings = {"max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "enable_model_summary": False, **quiet, **arguments}
+    settings = {
+        "max_epochs": 2,
+        "limit_val_batches": 1,
+        "accelerator": "cpu",
+        "enable_model_summary": False,
+        **quiet,
+        **arguments,
+    }
     return L.Trainer(default_root_dir=folder, callbacks=list(callbacks), **settings)
 
 

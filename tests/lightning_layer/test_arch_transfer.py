@@ -222,7 +222,9 @@ def test_the_warmup_is_logged(tmp_path):
     fit(Stack([16]), tmp_path, callback, ckpt_path=path, max_epochs=3, logger=logger, log_every_n_steps=1)
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("lr-warmup-factor")
-    assert [float(cell) for row in rows[1:] if (cell := row.split(",")[column])] == pytest.approx([0.1, 0.325, 0.55, 0.775])
+    assert [float(cell) for row in rows[1:] if (cell := row.split(",")[column])] == pytest.approx(
+        [0.1, 0.325, 0.55, 0.775]
+    )
 
 
 # ----- one callback, many runs ---------------------------------------------------------------------------------------
@@ -519,6 +521,9 @@ def test_two_processes_grow_alike(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
         env={"PYTHONPATH": ":".join(filter(None, import_path)), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert "steps 20 ranks agree True" in done.stdout, done.stderr[-2000:]
