@@ -1,0 +1,129 @@
+"""What a transfer did, in plain types: a table for people, a dictionary for files."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of the target.
+
+    Args:
+        name: Its name.
+        source_name: The source's tensor, None for a new layer's.
+        source_shape: The source's shape, None for a new layer's.
+        target_shape: The target's shape.
+        axes: What was done per axis, e.g. "fan-out 128 -> 256".
+        copied: Entries that come from the source (rescaled or averaged ones included).
+        new: Entries that no source entry gives.
+        zeroed: How many of the new ones are 0.
+        factor: The factor on the copied entries; 1.0 for a plain copy.
+    """
+
+    name: str
+    source_name: str | None
+    source_shape: tuple[int, ...] | None
+    target_shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    copied: int
+    new: int
+    zeroed: int
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """The whole transfer.
+
+    Args:
+        tensors: One row per tensor.
+        strategy: The strategy's name.
+        seed: The seed of its random entries.
+        max_output_error: max|f_target - f_source| / max|f_source| over the example inputs; None if not verified.
+        tolerance: The largest error that counts as rounding; None if not verified.
+        function_preserving: Whether the target computes the source's function within the tolerance.
+        refused: What kept it from being exact (lossy strategies only; the others raise).
+        attributes: Module attributes that had to change too.
+        dead_units: New units per unit group that can never learn: no fan-in and no fan-out.
+        twin_units: New units per unit group that are equal to another unit in every tensor.
+        notes: What else a user should know.
+    """
+
+    tensors: tuple[TensorReport, ...]
+    strategy: str
+    seed: int
+    max_output_error: float | None = None
+    tolerance: float | None = None
+    function_preserving: bool = False
+    refused: list[str] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    dead_units: dict[str, int] = field(default_factory=dict)
+    twin_units: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, dicts, numbers and strings, with the schema's version."""
+        plain = asdict(self) | {"schema_version": SCHEMA_VERSION}
+        plain["tensors"] = [
+            {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(item).items()}
+            for item in self.tensors
+        ]
+        plain["notes"] = list(self.notes)
+        return plain
+
+    def summary(self) -> str:
+        """Return the totals in one sentence."""
+        copied, new, zeroed = (sum(getattr(item, key) for item in self.tensors) for key in ("copied", "new", "zeroed"))
+        checked = "not verified" if self.max_output_error is None else f"largest output difference {self.max_output_error:.1e}"
+        kind = "function-preserving" if self.function_preserving else "not function-preserving"
+        return f"{self.strategy}: {copied:,} entries copied, {new:,} new ({zeroed:,} of them 0); {checked}, {kind}."
+
+    def __rich__(self) -> Table:
+        """Return the table, layer by layer."""
+        table = Table(title=f"Transfer by {self.strategy}", caption=self._caption(), caption_justify="left")
+        table.add_column("tensor", overflow="fold")
+        for title in ("source", "target", "copied", "new", "zeroed"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("axes", overflow="fold")
+        for item in self.tensors:
+            table.add_row(
+                item.name,
+                "-" if item.source_shape is None else _shape(item.source_shape),
+                _shape(item.target_shape),
+                f"{item.copied:,}",
+                f"{item.new:,}",
+                f"{item.zeroed:,}",
+                "; ".join(item.axes),
+            )
+        return table
+
+    def _caption(self) -> str:
+        lines = [self.summary()]
+        for label, counts in (("dead", self.dead_units), ("twin", self.twin_units)):
+            if sum(counts.values()):
+                groups = ", ".join(f"{count} at {name}" for name, count in counts.items() if count)
+                lines.append(f"{sum(counts.values())} {label} units: {groups}.")
+        return "\n".join([*lines, *self.refused, *self.notes])
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        return as_text(self.__rich__())
+
+
+def as_text(table: Any) -> str:
+    """Render a rich object without colours."""
+    console = Console(width=120, record=True, file=io.StringIO(), color_system=None)
+    console.print(table)
+    return console.export_text().rstrip()
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

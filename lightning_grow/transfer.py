@@ -1,0 +1,277 @@
+"""The three public calls of the core: plan a growth, grow a module, or build the grown state without touching it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.apply import report_tensor
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.liveness import count_dead_and_twins
+from lightning_grow.plan import GrowthPlan, Permissions, make_plan, refuse
+from lightning_grow.report import TransferReport
+from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.trace import Forward, named_tensors
+from lightning_grow.verify import output_error, outputs, rounding_floor, shared_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """A growth that is worked out and checked, and not yet loaded.
+
+    Args:
+        plan: What was decided.
+        state_dict: The target's complete new state.
+        report: What was done, with the measured output error.
+    """
+
+    plan: GrowthPlan
+    state_dict: dict[str, Tensor]
+    report: TransferReport
+
+
+def plan_growth(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    verify: bool = True,
+    tolerance: float | None = None,
+) -> GrowthPlan:
+    """Work out a growth and change nothing; print the plan to see it.
+
+    Args:
+        source: The trained module.
+        target: The bigger module, on any device, the meta device included.
+        strategy: A registered name or a `Strategy`.
+        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
+            `example_input_array` when None.
+        forward: A callable `(module, *inputs)` to trace instead of the modules' own forward.
+        rename: Target prefix -> source prefix, for tensors whose names differ.
+        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
+        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
+        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        verify: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
+        tolerance: Unused by the plan, as `verify`.
+
+    Returns:
+        The plan; `plan.refused` says why it cannot be done, if it cannot.
+
+    Raises:
+        RefusedGrowth: A module cannot be traced.
+        UnknownStrategy: No strategy has that name.
+
+    >>> small = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> large = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> plan = plan_growth(small, large, example_inputs=(torch.ones(5, 3),))
+    >>> [(group.old, group.new, group.mode) for group in plan.groups], plan.refused
+    ([(4, 6, 'fresh')], ())
+    """
+    del verify, tolerance  # Unused: see the docstring.
+    source_inputs, target_inputs = _examples(source, target, example_inputs)
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    return make_plan(source, target, find_strategy(strategy), source_inputs, target_inputs, forward, rename, allowed)
+
+
+def transfer(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Transfer:
+    """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
+    chosen = find_strategy(strategy)
+    source_inputs, target_inputs = _examples(source, target, example_inputs)
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    plan = make_plan(source, target, chosen, source_inputs, target_inputs, forward, rename, allowed, seed)
+    refuse(plan)
+    grown = plan.apply(source.state_dict(keep_vars=True), _initial_state(target, seed), seed)
+    if not verify:
+        return Transfer(plan, grown, _report(plan, grown, seed, None, None))
+    error, limit = _measure(source, target, plan, grown, target_inputs, forward, tolerance)
+    if chosen.function_preserving and not error <= limit:
+        raise RefusedGrowth(
+            f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
+            f"(ten times the rounding floor of {plan.lowest_dtype}). Nothing was changed. Report this model: the plan "
+            "expected it to be exact; or pass tolerance= if the difference is acceptable."
+        )
+    return Transfer(plan, grown, _report(plan, grown, seed, error, limit))
+
+
+def grow(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> TransferReport:
+    """Grow `target` in place so that it computes what `source` computes, or refuse and change nothing.
+
+    Args:
+        source: The trained module.
+        target: The bigger module; one on the meta device is materialised on the source's device.
+        strategy: A registered name or a `Strategy`.
+        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
+            `example_input_array` when None.
+        forward: A callable `(module, *inputs)` to trace and compare instead of the modules' own forward.
+        rename: Target prefix -> source prefix, for tensors whose names differ.
+        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
+        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
+        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        verify: Whether to run both modules on the example inputs and compare.
+        tolerance: The largest relative output error of a function-preserving strategy; ten times the model's own
+            rounding floor when None.
+        seed: Seed of random entries.
+
+    Returns:
+        What was done to every tensor, and the measured output error.
+
+    Raises:
+        RefusedGrowth: The function cannot be kept, or a module cannot be traced; every reason is named.
+        UnknownStrategy: No strategy has that name.
+
+    >>> small = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> large = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
+    >>> x = torch.ones(5, 3)
+    >>> report = grow(small, large, example_inputs=(x,))
+    >>> report.function_preserving, torch.allclose(small(x), large(x))
+    (True, True)
+    """
+    done = transfer(
+        source,
+        target,
+        strategy=strategy,
+        example_inputs=example_inputs,
+        forward=forward,
+        rename=rename,
+        allow_input_growth=allow_input_growth,
+        allow_output_growth=allow_output_growth,
+        allow_attribute_changes=allow_attribute_changes,
+        verify=verify,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    assign = any(item.is_meta for item in target.state_dict(keep_vars=True).values() if isinstance(item, Tensor))
+    target.load_state_dict(done.state_dict, assign=assign)
+    return done.report
+
+
+def _examples(source: nn.Module, target: nn.Module, example_inputs: Any) -> tuple[Any, Any]:
+    """The arguments for each module: the given ones, or each module's own example."""
+    own_source, own_target = (getattr(item, "example_input_array", None) for item in (source, target))
+    if example_inputs is not None:
+        return example_inputs if own_source is None else _fitting(own_source, example_inputs), example_inputs
+    if own_target is None:
+        raise RefusedGrowth(
+            f"no example inputs: expected example_inputs= (the arguments of {type(target).__name__}.forward, a tuple, "
+            "or a dict of keyword arguments), or a module with an example_input_array."
+        )
+    return (own_target if own_source is None else own_source), own_target
+
+
+def _fitting(own: Any, given: Any) -> Any:
+    """The source's own example where the given one has other feature sizes (inputs that grow), else the given one."""
+    one, other = (item[0] if isinstance(item, (tuple, list)) and item else item for item in (own, given))
+    differs = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape[1:] != other.shape[1:]
+    return own if differs and one.dim() == 2 else given
+
+
+def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
+    state: dict[str, Tensor] = dict(target.state_dict(keep_vars=True))
+    if not any(item.is_meta for item in state.values() if isinstance(item, Tensor)):
+        return state
+    return dict(_materialised(target, seed).state_dict(keep_vars=True))
+
+
+def _materialised(target: nn.Module, seed: int) -> nn.Module:
+    import copy
+
+    real = copy.deepcopy(target).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in real.named_modules():
+            own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+            if own and reset is None:
+                raise RefusedGrowth(
+                    f"module '{name}' ({type(part).__name__}) is on the meta device and has no reset_parameters to "
+                    "initialise its new entries; build the target on a real device."
+                )
+            if reset is not None:
+                reset()
+    return real
+
+
+def _measure(
+    source: nn.Module,
+    target: nn.Module,
+    plan: GrowthPlan,
+    grown: dict[str, Tensor],
+    target_inputs: Any,
+    forward: Forward | None,
+    tolerance: float | None,
+) -> tuple[float, float]:
+    """The output error and the limit for it."""
+    source_inputs = shared_inputs(target_inputs, plan.input_positions)
+    expected = outputs(source, source_inputs, forward)
+    got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
+    error = output_error(expected, got)
+    if tolerance is not None:
+        return error, tolerance
+    return error, 10 * rounding_floor(source, source_inputs, forward, plan.lowest_dtype, expected)
+
+
+def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:
+    if not any(item.is_meta for item in named_tensors(target).values()):
+        return target
+    import copy
+
+    real = copy.deepcopy(target).to_empty(device=next(iter(grown.values())).device)
+    real.load_state_dict(grown)
+    return real
+
+
+def _report(
+    plan: GrowthPlan, grown: dict[str, Tensor], seed: int, error: float | None, limit: float | None
+) -> TransferReport:
+    state = {name.replace("_orig_mod.", ""): item for name, item in grown.items()}
+    dead, twins = count_dead_and_twins(plan, state)
+    return TransferReport(
+        tensors=tuple(report_tensor(item, state[name]) for name, item in plan.tensors.items()),
+        strategy=plan.strategy.name,
+        seed=seed,
+        max_output_error=error,
+        tolerance=limit,
+        function_preserving=plan.strategy.function_preserving if error is None else error <= (limit or 0.0),
+        dead_units=dead,
+        twin_units=twins,
+        notes=plan.notes,
+    )

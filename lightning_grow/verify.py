@@ -1,0 +1,133 @@
+"""Run source and grown target side by side: the check that makes the promise."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_grow.trace import Forward, _plain, call_arguments, evaluating
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Leave mode, random number generators and buffers as they were."""
+    buffers = [(table, key, item, item.clone()) for table, key, item in _buffers(module)]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with evaluating(module), torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for table, key, item, content in buffers:
+            item.copy_(content)
+            table[key] = item
+
+
+def _buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    return [
+        (part._buffers, key, item)
+        for part in module.modules()
+        for key, item in part._buffers.items()
+        if item is not None and not item.is_meta
+    ]
+
+
+def outputs(
+    module: nn.Module, example_inputs: Any, forward: Forward | None = None, state: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """Return the output tensors of one pass in eval mode, with another state in place of the module's own."""
+    args, kwargs = call_arguments(example_inputs)
+    call = forward if forward is not None else type(module).__call__
+    with undisturbed(module):
+        args, kwargs = copy.deepcopy((args, kwargs))
+        if state is None:
+            result = call(module, *args, **kwargs)
+        else:
+            wrapper = _Call(module, call)
+            result = torch.func.functional_call(wrapper, {f"module.{k}": v for k, v in state.items()}, args, kwargs)
+    return [leaf.detach() for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+
+
+class _Call(nn.Module):
+    """A module whose forward is any callable of another."""
+
+    def __init__(self, module: nn.Module, call: Forward) -> None:
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(self.module, *args, **kwargs)
+
+
+def output_error(source: list[Tensor], target: list[Tensor]) -> float:
+    """Return max|f_target - f_source| / max|f_source|, each output tensor on its own, the largest of them.
+
+    A target output may have more positions than the source's; those are left out.
+
+    >>> output_error([torch.tensor([2.0, 4.0])], [torch.tensor([2.0, 4.4, 9.0])])
+    0.1...
+    """
+    worst = 0.0
+    for old, new in zip(source, target, strict=True):
+        shared = new[tuple(slice(0, size) for size in old.shape)]
+        if not old.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(old, shared) else 1.0)
+            continue
+        finite = torch.isfinite(old)
+        if not torch.equal(finite, torch.isfinite(shared)):
+            return float("inf")
+        difference = (shared.double() - old.double())[finite].abs()
+        size = old.double()[finite].abs()
+        if difference.numel():
+            worst = max(worst, float(difference.max()) / max(float(size.max()), torch.finfo(torch.float32).tiny))
+    return worst
+
+
+def rounding_floor(
+    source: nn.Module, example_inputs: Any, forward: Forward | None, lowest: torch.dtype, expected: list[Tensor]
+) -> float:
+    """Measure how far rounding alone moves the outputs: the error when every parameter moves by one rounding.
+
+    Args:
+        source: The source.
+        example_inputs: What to run it on.
+        forward: Instead of its own forward.
+        lowest: The lowest float type of the pass.
+        expected: The source's outputs.
+
+    Returns:
+        The largest relative change over two draws; at least one rounding of `lowest`.
+    """
+    eps = torch.finfo(lowest).eps
+    generator = torch.Generator().manual_seed(0)
+    floor = eps
+    for _ in range(2):
+        moved = {name: _rounded(item, eps, generator) for name, item in source.named_parameters()}
+        floor = max(floor, output_error(expected, outputs(source, example_inputs, forward, moved)))
+    return floor
+
+
+def _rounded(item: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    if not item.is_floating_point():
+        return item.detach()
+    sign = torch.randint(0, 2, item.shape, generator=generator).to(item.device, torch.float32) * 2 - 1
+    return (item.detach().double() * (1 + eps * sign.double())).to(item.dtype)
+
+
+def shared_inputs(target_inputs: Any, positions: Sequence[Sequence[Tensor]]) -> Any:
+    """The target's example inputs without the positions that the source does not have."""
+    rest = iter(positions)
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        for dim, keep in enumerate(next(rest)):
+            leaf = leaf if len(keep) == leaf.shape[dim] else leaf.index_select(dim, keep.to(leaf.device))
+        return leaf
+
+    return tree_map(take, target_inputs)
