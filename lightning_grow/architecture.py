@@ -220,8 +220,9 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module
 
 
 def _configure(module: nn.Module) -> nn.Module:
-    if hasattr(module, "configure_model"):
-        module.configure_model()
+    configure_model: Callable[[], None] | None = getattr(module, "configure_model", None)
+    if configure_model is not None:
+        configure_model()
     return module
 
 
@@ -257,7 +258,7 @@ def _match_example_inputs(source: nn.Module, target: nn.Module) -> None:
     wanted = getattr(target, "example_input_array", None)
     shapes = tree_map(lambda leaf: (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, (given, wanted))
     inputs = wanted if shapes[0] == shapes[1] else tree_map(_materialize, given)
-    source.example_input_array = inputs
+    setattr(source, "example_input_array", inputs)  # noqa: B010 - a plain attribute, which nn.Module's type denies
 
 
 def _materialize(leaf: Any) -> Any:
@@ -271,7 +272,7 @@ def _materialize(leaf: Any) -> Any:
 def _init_arguments(cls: type, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
     """Those hyperparameters that `__init__` takes; all in one argument where they were saved under its name."""
     parameters = inspect.signature(cls).parameters
-    if hparams_name in parameters and parameters[hparams_name].kind is not inspect.Parameter.VAR_KEYWORD:
+    if hparams_name is not None and hparams_name in parameters and parameters[hparams_name].kind is not inspect.Parameter.VAR_KEYWORD:
         return {hparams_name: dict(hparams)}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return {key: value for key, value in hparams.items() if not key.startswith("_")}

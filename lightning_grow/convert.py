@@ -25,6 +25,7 @@ from lightning_grow.architecture import (
 from lightning_grow.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, carry_optimizers
+from lightning_grow.plan import refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.transfer import Transfer, plan_growth, transfer
@@ -247,8 +248,7 @@ def _check_computation(
             plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
         except RefusedGrowth:
             return
-    if plan.refused:
-        raise RefusedGrowth(plan.refused)
+    refuse(plan)
 
 
 @contextmanager

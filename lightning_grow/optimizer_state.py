@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_grow.architecture import find_param_names, find_record, strip_compiled
 from lightning_grow.errors import RefusedGrowth
-
-if TYPE_CHECKING:
-    from lightning_grow.plan import GrowthPlan
+from lightning_grow.plan import GrowthPlan
 
 Choice = Literal["reset", "transfer"]
 Schedule = Literal["reset", "keep"]
@@ -62,7 +60,7 @@ def carry_optimizers(
     module: nn.Module,
     optimizers: Sequence[Optimizer],
     schedulers: Sequence[Any] | None,
-    plan: "GrowthPlan",
+    plan: GrowthPlan,
     source_order: Sequence[str],
     *,
     optimizer: Choice = "reset",
@@ -102,7 +100,7 @@ def carry_optimizers(
         if optimizer == "transfer":
             old = _by_name(states[index], names[index])
             for position, name in enumerate(chain.from_iterable(find_param_names(module, new))):
-                state, reason = _move_state(name, old.get(plan.source_name(name) or ""), plan, type(new).__name__)
+                state, reason = _move_state(name, old.get(_source_name(plan, name)), plan, type(new).__name__)
                 if state:
                     template["state"][position] = state
                     moved += 1
@@ -168,6 +166,11 @@ def _find_names(checkpoint: Mapping[str, Any], states: Sequence[Any], order: Seq
     return found
 
 
+def _source_name(plan: GrowthPlan, name: str) -> str:
+    item = plan.tensors.get(name)
+    return (item and item.source_name) or ""
+
+
 def _by_name(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
     ids = [key for group in state["param_groups"] for key in group["params"]]
     flat = [name for group in names for name in group]
@@ -175,7 +178,7 @@ def _by_name(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[s
 
 
 def _move_state(
-    name: str, old: Mapping[str, Any] | None, plan: "GrowthPlan", optimizer: str
+    name: str, old: Mapping[str, Any] | None, plan: GrowthPlan, optimizer: str
 ) -> tuple[dict[str, Any], str]:
     """A parameter's whole state in the target's shape, or none of it and why: half a state breaks an optimizer."""
     if not old:

@@ -8,8 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
+from torch.nn import Parameter
 
-from lightning_grow.architecture import Source, record_architecture, restore_attributes
+from lightning_grow.architecture import Source, record_architecture, restore_attributes, strip_compiled
 from lightning_grow.checkpoint import KEY, read_checkpoint
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
@@ -212,13 +213,13 @@ class ArchTransfer(Callback):
         carried = growth.carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, **choices)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
-            masks = {name: growth.transfer.plan.new_entries(name) for name, _ in pl_module.named_parameters()}
-            self._new_entries = {name: to_runs(mask) for name, mask in masks.items()}
+            plan = growth.transfer.plan
+            self._new_entries = {name: to_runs(plan.new_entries(name)) for name in _parameters(pl_module)}
         rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
-        parameters = dict(pl_module.named_parameters())
+        parameters = _parameters(pl_module)
         return {
             parameters[name]: from_runs(runs, parameters[name].shape)
             for name, runs in self._new_entries.items()
@@ -273,7 +274,7 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
         callback._path = checkpoint_path
         if trainer.strategy.restore_checkpoint_after_setup:
             check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
-            return own(checkpoint_path, weights_only=weights_only)
+            return dict(own(checkpoint_path, weights_only=weights_only))
         return read_checkpoint(
             checkpoint_path,
             weights_only=weights_only is not False,
@@ -297,7 +298,8 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
 
 def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     # by name, not isinstance: both import roots of Lightning have these classes
-    for callback in trainer.callbacks:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
         if {"ModelCheckpoint", "EarlyStopping"} & {cls.__name__ for cls in type(callback).__mro__}:
             checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
@@ -318,6 +320,10 @@ def _write_report(trainer: Trainer, growth: Growth, step: int) -> None:
         path = path.with_name(f"growth_report_step{step}.json") if path.exists() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(growth.transfer.report.to_dict(), indent=2))
+
+
+def _parameters(module: LightningModule) -> dict[str, Parameter]:
+    return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}
 
 
 def _join(rates: list[float]) -> str:

@@ -1,5 +1,6 @@
 """A small stack of linear layers to train, save and grow."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -50,7 +51,7 @@ class GrowableStack(GrowableMixin, Stack):
 
 def make_net(hidden_dims, state_dim, activation="relu"):
     sizes = [state_dim, *hidden_dims]
-    layers = [(nn.Linear(*pair), ACTIVATIONS[activation]()) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [(nn.Linear(*pair), ACTIVATIONS[activation]()) for pair in pairwise(sizes)]
     return nn.Sequential(*(layer for pair in layers for layer in pair), nn.Linear(sizes[-1], 2))
 
 
