@@ -39,8 +39,8 @@ class Cell:
         kind: What they are.
         scale: The factor of KEPT and MEAN.
         sources: Parameter cells that make a NEW cell 0 when all of them are 0; None where none do.
-        linear: Whether the cell follows its sources linearly along the units, so that it is the mean of the source's
-            entries when the sources are.
+        mean_sources: Parameter cells that make a NEW cell the mean of the source's entries along the units when all of
+            them are; None where none do.
         direct: Whether the cell is a parameter's own, only moved.
         born_zero: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
         atom: The axis over which a MEAN is taken.
@@ -50,7 +50,7 @@ class Cell:
     kind: Kind
     scale: Scale = ONE
     sources: frozenset[Entry] | None = None
-    linear: bool = False
+    mean_sources: frozenset[Entry] | None = None
     direct: bool = False
     born_zero: bool = False
     atom: Axis | None = None

@@ -121,6 +121,9 @@ class Interpreter:
                 self._commit(commit)
 
     def _commit(self, commit: _Commit) -> None:
+        known = (commit.zeros <= self.decisions.zeros) and (commit.means.keys() <= self.decisions.means.keys())
+        if known or commit.zeros & self.decisions.means.keys() or commit.means.keys() & self.decisions.zeros:
+            raise AssertionError(f"decision made twice at node {self.at}: {commit.zeros} {commit.means}")
         self.decisions.zeros |= commit.zeros
         self.decisions.means.update(commit.means)
         names = {name for name, _ in commit.zeros | set(commit.means)}
@@ -192,19 +195,19 @@ class Interpreter:
         entry = (name, index)
         if entry in self.decisions.zeros:
             return ZERO
+        if entry in self.decisions.means:
+            return self._mean_cell(value, name, index, self.decisions.means[entry])
         if name not in self.renamed:
             if name in self.identities and not any(slot.is_new for slot in slots):
                 return Cell(Kind.IDENTITY)
             return self._free(entry, f"the new layer's '{name}'", value.trained)
         if not any(slot.is_new for slot in slots):
             return kept(variable(name, index) if value.trained else ONE)
-        if entry in self.decisions.means:
-            return self._mean_cell(value, name, index, self.decisions.means[entry])
         return self._free(entry, f"new units of '{name}'", value.trained)
 
     def _free(self, entry: Entry, origin: str, trained: bool) -> Cell:
         sources = frozenset([entry]) if trained else None
-        return Cell(Kind.NEW, sources=sources, linear=trained, direct=trained, origin=origin)
+        return Cell(Kind.NEW, sources=sources, mean_sources=sources, direct=trained, origin=origin)
 
     def _mean_cell(self, value: Value, name: str, index: tuple[int, ...], atom: Axis) -> Cell:
         """The mean over the source's units of the cell beside it."""
@@ -218,7 +221,7 @@ class Interpreter:
         beside = self._parameter_cell(value, name, tuple(base), slots)
         if beside.kind is Kind.KEPT:
             return Cell(Kind.MEAN, beside.scale, atom=atom)
-        return beside if beside.kind is Kind.ZERO else replace(beside, sources=None, direct=False)
+        return beside if beside.kind is Kind.ZERO else replace(beside, sources=None, mean_sources=None, direct=False)
 
     # ------------------------------------------------------------------ one operator at a time
     def _rearrange(self, node: Node, output: Value, meaning: Rearrange) -> Cells:
@@ -374,18 +377,10 @@ class Interpreter:
         means = of_kind[Kind.MEAN]
         if not means:
             return kept(scale)
-        if function.averages(means) and not self._varies(inputs, means, slots):
+        one_axis = len({inputs[i].atom for i in means}) == 1
+        if not zeros and one_axis and function.averages(means):  # a 0 among the inputs is no mean
             return Cell(Kind.MEAN, scale, atom=inputs[min(means)].atom)
-        if self._is_centred(node, inputs):
-            return ZERO
         return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
-
-    def _varies(self, inputs: list[Cell], means: frozenset[int], slots: list[Slot]) -> bool:
-        """Whether the means run over different axes."""
-        return len({inputs[i].atom for i in means}) > 1
-
-    def _is_centred(self, node: Node, inputs: list[Cell]) -> bool:
-        return False
 
     def _combine_new(
         self,
@@ -398,8 +393,7 @@ class Interpreter:
         wanted: bool,
     ) -> Cell:
         """A new cell among the inputs: where the source's entries are wanted, it has to go."""
-        sources = [inputs[i].sources for i in sorted(new)]
-        union = frozenset().union(*[item for item in sources if item is not None]) if None not in sources else None
+        union = _union(inputs[i].sources for i in sorted(new))
         if wanted and rest and len(rest) == 1 and function.passes(zeros | new, rest[0]):
             if union is not None:
                 raise _Commit(zeros=union)
@@ -409,14 +403,15 @@ class Interpreter:
             )
         alone = [inputs[i].sources for i in sorted(new) if function.vanishes(zeros | {i}) and inputs[i].sources]
         together = union if function.vanishes(zeros | new) else None
-        linear = all(inputs[i].linear for i in new) and function.averages(new)
+        means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
+        mean_sources = _union(inputs[i].mean_sources for i in sorted(new))
         born_zero = any(inputs[i].born_zero for i in new) or (
             bool(zeros) and all(inputs[i].direct for i in new) and together is not None
         )
         return Cell(
             Kind.NEW,
             sources=alone[0] if alone else together,
-            linear=linear and not (rest and any(inputs[i].kind is Kind.MEAN for i in rest)),
+            mean_sources=mean_sources if mean_sources and not zeros and function.averages(new | means) else None,
             born_zero=born_zero,
             origin=self._origins(inputs, new),
         )
@@ -536,8 +531,8 @@ class Interpreter:
         bad = [term for term in live if not term.is_kept]
         if wanted and bad:
             raise self._silence(node, bad)
-        if identity:
-            return replace(identity[0].activation, direct=False) if not bad else self._new_sum(node, live)
+        if identity and not bad:
+            return replace(identity[0].activation, direct=False)
         if bad:
             return self._new_sum(node, live)
         scales = [term.scale + self._shares(node, meaning, term) for term in live]
@@ -564,15 +559,13 @@ class Interpreter:
         return _Commit(zeros=entries)
 
     def _new_sum(self, node: Node, live: list[_Term]) -> Cell:
-        sources: set[Entry] | None = set()
-        linear = True
-        for term in live:
-            silencer = term.silencer()
-            sources = None if sources is None or silencer is None else sources | silencer
-            linear = linear and term.linear
         origin = next((cell.origin for term in live for cell in (term.right, term.left) if cell.origin), "")
-        frozen = None if sources is None else frozenset(sources)
-        return Cell(Kind.NEW, sources=frozen, linear=linear, origin=origin or self._why_unmatched(node))
+        return Cell(
+            Kind.NEW,
+            sources=_union(term.silencer() for term in live),
+            mean_sources=_union(term.averager() for term in live if term.mean is None),
+            origin=origin or self._why_unmatched(node),
+        )
 
     def _shares(self, node: Node, meaning: Contract, term: _Term) -> Scale:
         """Copied units are read in shares; where no single reader can be divided, the sum is larger by their number."""
@@ -688,8 +681,7 @@ class Interpreter:
         return kept(first.scale * power + self._statistic_shift(node, meaning.kind, growth, added, copied))
 
     def _new_statistic(self, node: Node, cells: list[Cell]) -> Cell:
-        sources = [cell.sources for cell in cells if cell.kind is not Kind.ZERO]
-        union = frozenset().union(*[item for item in sources if item]) if None not in sources and sources else None
+        union = _union(cell.sources for cell in cells if cell.kind is not Kind.ZERO)
         return Cell(Kind.NEW, sources=union, origin=self._why_unmatched(node))
 
     def _admit(self, node: Node, kind: str, added: list[tuple[Cell, list[Slot]]]) -> None:
@@ -701,12 +693,10 @@ class Interpreter:
                 continue
             if cell.kind is Kind.MEAN and kind in ("mean", "var") and growing == [cell.atom]:
                 continue
-            if cell.kind is Kind.NEW and cell.sources:
-                wants_mean = kind == "var" or (kind == "mean" and cell.linear)
-                if wants_mean and cell.linear and len(growing) == 1:
-                    raise _Commit(means={entry: growing[0] for entry in cell.sources})
-                if kind in ("sum", "mean", "norm"):
-                    raise _Commit(zeros=cell.sources)
+            if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and len(growing) == 1:
+                raise _Commit(means={entry: growing[0] for entry in cell.mean_sources})
+            if cell.kind is Kind.NEW and kind in ("sum", "mean", "norm") and cell.sources:
+                raise _Commit(zeros=cell.sources)
             raise self._fail(
                 f"{node.op} in {node.where} takes a {kind} over {self._describe(growing)}: new units would change it. "
                 f"Use a multiple of {self.pairing.old_size(growing[0])}, so that they can be copies, or keep this size.",
@@ -865,7 +855,7 @@ class Interpreter:
         def make(index: tuple[int, ...]) -> Cell:
             cell: Cell = cells[index]
             if cell.kind in (Kind.NEW, Kind.LOST):
-                return replace(cell, sources=None, linear=False, direct=False)
+                return replace(cell, sources=None, mean_sources=None, direct=False)
             if self.found is None:
                 return Cell(Kind.NEW, origin=self._why_unmatched(node))
             self._require(cell, node)
@@ -966,9 +956,12 @@ class _Term:
     def activation(self) -> Cell:
         return self.left if self.right.kind is Kind.IDENTITY else self.right
 
-    @property
-    def linear(self) -> bool:
-        return any(cell.linear for cell in (self.left, self.right) if cell.kind is Kind.NEW)
+    def averager(self) -> frozenset[Entry] | None:
+        """The parameter cells whose mean over units makes this product one."""
+        for cell in (self.right, self.left):
+            if cell.kind is Kind.NEW and cell.direct:
+                return cell.mean_sources
+        return next((cell.mean_sources for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
 
     def silencer(self) -> frozenset[Entry] | None:
         """The parameter cells whose zero makes this product 0."""
@@ -1079,6 +1072,14 @@ def _call(op: Any, values: dict[str, Any]) -> Any:
         else:
             args.append(values[argument.name])
     return op(*args, **kwargs)
+
+
+def _union(sources: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:
+    """All of them together; None if one is missing or there are none."""
+    every = list(sources)
+    if not every or None in every:
+        return None
+    return frozenset().union(*[item for item in every if item is not None])
 
 
 def _first_uses(trace: Trace) -> dict[str, int]:
