@@ -139,8 +139,10 @@ def _mean(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], facto
 
 
 def _identity(item: TensorPlan, index: tuple[int, ...]) -> Tensor:
+    """Each unit reads its own source unit: in equal shares where the input has copies of it."""
     rows, columns = (axis.low[_positions(axis, slot)] for axis, slot in zip(item.maps, index, strict=True))
-    return (rows[:, None] == columns[None, :]).double()
+    same = (rows[:, None] == columns[None, :]).double()
+    return same / same.sum(1, keepdim=True).clamp(min=1)
 
 
 def move_state(item: TensorPlan, tensor: Tensor, power: float) -> Tensor | None:

@@ -102,6 +102,7 @@ class Interpreter:
         self.decisions = Decisions()
         self.equations: list[Equation] = []
         self.failures: list[Failure] = []
+        self.parted: dict[int, str] = {}  # operators on the source's values that the source does not have
         self.admitted: set[Axis] = set()  # growing atoms under a statistic that is kept by zeros or means
         self.at = 0
         self.found: Node | None = None
@@ -397,10 +398,7 @@ class Interpreter:
         if wanted and rest and len(rest) == 1 and function.passes(zeros | new, rest[0]):
             if union is not None:
                 raise _Commit(zeros=union)
-            raise self._fail(
-                f"{node.op} in {node.where} adds {self._origins(inputs, new)} to what the source computes, and no "
-                "parameter of it can be set to 0."
-            )
+            raise self._fail(self._parted(self._origins(inputs, new)))
         alone = [inputs[i].sources for i in sorted(new) if function.vanishes(zeros | {i}) and inputs[i].sources]
         together = union if function.vanishes(zeros | new) else None
         means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
@@ -414,6 +412,18 @@ class Interpreter:
             mean_sources=mean_sources if mean_sources and not zeros and function.averages(new | means) else None,
             born_zero=born_zero,
             origin=self._origins(inputs, new),
+        )
+
+    def _parted(self, origin: str) -> str:
+        """Say where the two models part, and what to do about it."""
+        new_layers = dict.fromkeys(name.rpartition(".")[0] for name in self.target.tensors if name not in self.renamed)
+        if not new_layers:
+            return f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
+        layers = ", ".join(f"'{name}'" for name in new_layers)
+        return (
+            f"new layers {layers} change the function: the target computes {origin}. A new layer keeps the function as a "
+            "residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
+            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not function-preserving."
         )
 
     def _origins(self, inputs: list[Cell], new: frozenset[int]) -> str:
@@ -451,7 +461,10 @@ class Interpreter:
     def _why_unmatched(self, node: Node) -> str:
         others = [item for item in self.twins.alternatives(node) if item.name != node.name]
         instead = f", where the source computes {others[0].op} in {others[0].where}" if others else ""
-        return f"{node.op} in {node.where}{instead}"
+        reason = f"{node.op} in {node.where}{instead}"
+        if any(self.twins.twin.get(value) is not None for value in node.tensors() if value.name is None):
+            self.parted.setdefault(self.at, reason)
+        return reason
 
     def _scale(self, node: Node, function: _Probed, inputs: list[Cell], zeros: frozenset[int]) -> Scale:
         """The factor of the output; equations where the operator allows only some."""
@@ -664,10 +677,7 @@ class Interpreter:
         if any(slot.is_new for slot in slots) or self.found is None:
             return self._new_statistic(node, [cell for cell, _ in inner])
         if any(cell.kind is Kind.NEW for cell in old):
-            raise self._fail(
-                f"{node.op} in {node.where} meets {self._origins(old, frozenset(range(len(old))))}, which the source "
-                "does not compute."
-            )
+            raise self._fail(self._parted(self._origins(old, frozenset(range(len(old))))))
         if all(cell.kind is Kind.ZERO for cell, _ in inner):
             return ZERO
         self._admit(node, meaning.kind, added)
@@ -794,7 +804,7 @@ class Interpreter:
         wanted = shifted(growth**0.5) if added else ONE
         for member in old:
             if member.kind is Kind.NEW:
-                raise self._fail(f"{node.op} in {node.where} meets {member.origin}, which the source does not compute.")
+                raise self._fail(self._parted(member.origin))
             if member.kind is Kind.KEPT:
                 self._equal(member.scale, wanted, node)
         return kept(wanted) if cell.kind is Kind.KEPT else ZERO
@@ -923,12 +933,13 @@ class Interpreter:
                 continue
             cell = self.of(new)[index]
             if cell.kind is Kind.NEW:
-                self._fail(f"output {number} depends on {cell.origin or 'new entries'}, which the source does not compute.")
+                self._fail(self._parted(cell.origin or "new entries"))
                 return
             if cell.kind is Kind.KEPT:
                 self.equations.append(Equation(cell.scale, f"output {number}", self.at))
         if self.twins.twin.get(new) is not old and not self.failures:
-            self._fail(f"output {number} is not the source's output {number}: the two models compute it differently.")
+            first = self.parted[min(self.parted)] if self.parted else f"output {number} differently"
+            self._fail(self._parted(first))
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ def make_plan(
     saved_old, saved_new = _saved(source), _saved(target)
     impossible = [
         *pairing.refused,
-        *_missing(saved_old, renamed),
+        *_missing(saved_old, saved_new, renamed),
         *_untied(old, new, renamed),
         *_unused(new, pairing, renamed),
         *_ends(old, new, pairing, allowed),
@@ -267,13 +267,21 @@ def _saved(module: nn.Module) -> list[str]:
     return [name.replace("_orig_mod.", "") for name, item in module.state_dict().items() if isinstance(item, Tensor)]
 
 
-def _missing(saved: list[str], renamed: Mapping[str, str]) -> list[str]:
+def _missing(saved: list[str], there: list[str], renamed: Mapping[str, str]) -> list[str]:
+    """Source tensors without a place in the target, one reason per module that the target lacks."""
     used = set(renamed.values())
+    missing: dict[str, int] = {}
+    for name in saved:
+        if name not in used:
+            parts = name.split(".")
+            prefixes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            known = [item for item in prefixes if any(other == item or other.startswith(item + ".") for other in there)]
+            lacking = prefixes[min(len(known), len(prefixes) - 1)]
+            missing[lacking] = missing.get(lacking, 0) + 1
     return [
-        f"the target has no tensor for the source's '{name}'. Keep that layer in the target, or pass rename= "
-        "{target prefix: source prefix} if it has another name there."
-        for name in saved
-        if name not in used
+        f"the target has no place for the source's '{name}' ({count} tensor{'s' * (count > 1)}). Keep that layer in the "
+        "target, or pass rename={target prefix: source prefix} if it has another name there."
+        for name, count in missing.items()
     ]
 
 
