@@ -1,7 +1,9 @@
 """The command line: train a PPO agent from a Hydra configuration, and resume it with a bigger network."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +14,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -46,6 +48,7 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path="pkg://lightning_grow.conf", config_name="config")
 def run(config: DictConfig) -> None:
     """Train as configured, from `ckpt_path` on if there is one, and say what was written."""
+    hush_host()
     ckpt_path = find_checkpoint(config.ckpt_path)
     seed_everything(config.seed, workers=True, verbose=False)
     model, trainer = make_model(config), make_trainer(config)
@@ -54,6 +57,12 @@ def run(config: DictConfig) -> None:
     trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
     if trainer.is_global_zero:
         print_summary(trainer, Path(config.run_dir))
+
+
+def hush_host() -> None:
+    """Leave out what a user can do nothing about: Lightning's advertisements, and its own use of deprecated torch."""
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
 def find_checkpoint(ckpt_path: str | None) -> str | None:
@@ -72,13 +81,14 @@ def find_checkpoint(ckpt_path: str | None) -> str | None:
     return str(path)
 
 
-def make_model(config: DictConfig) -> Any:
+def make_model(config: DictConfig) -> LightningModule:
     """Build the module, with the sizes that the environment has; its hyperparameters are plain containers."""
     env: dict[str, Any] = OmegaConf.to_container(config.env, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     env |= env.pop("kwargs", {})
     sizes = dict(zip(("state_dim", "action_dim", "continuous"), env_spaces(env), strict=True))
     missing = {name: size for name, size in sizes.items() if config.model[name] is None}
-    return instantiate(config.model, env=env, **missing, _convert_="all")
+    model: LightningModule = instantiate(config.model, env=env, **missing, _convert_="all")
+    return model
 
 
 def make_trainer(config: DictConfig) -> Trainer:
