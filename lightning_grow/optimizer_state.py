@@ -34,6 +34,9 @@ POWERS: dict[str, int] = {
 EXCEPTIONS: dict[tuple[str, str], int] = {("RMSprop", "momentum_buffer"): 0}  # holds g / sqrt(v)
 """Kinds that mean something else in one optimizer."""
 
+AVERAGED_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+"""Kinds that divide the step: at 0 under an old step count they would let new entries overshoot."""
+
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 """The entries of a parameter group that a scheduler writes."""
 
@@ -186,7 +189,7 @@ def _move_state(
     moved: dict[str, Any] = {}
     for kind, value in old.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
-            moved[kind] = value
+            moved[kind] = value.clone() if isinstance(value, Tensor) else value
             continue
         power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind))
         if power is None:
@@ -194,7 +197,7 @@ def _move_state(
         tensor = plan.move(name, value, power)
         if tensor is None:
             return {}, "its units are not one-to-one with the source's"
-        moved[kind] = _fill_second_moment(tensor, plan.new_entries(name)) if power == 2 else tensor
+        moved[kind] = _fill_second_moment(tensor, plan.new_entries(name)) if kind in AVERAGED_SQUARES else tensor
     return moved, ""
 
 

@@ -137,8 +137,8 @@ class ArchTransfer(Callback):
             self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log the warm-up's factor while there is one."""
-        if trainer.loggers and not self._warmup.is_finished:
+        """Log the warm-up's factor; 1 once it is over, for Lightning repeats the last value of an epoch."""
+        if trainer.loggers and self._warmup.steps:
             factors = [self._warmup.factor(index) for index in range(len(trainer.optimizers))]
             pl_module.log("lr-warmup-factor", min(factors))
 

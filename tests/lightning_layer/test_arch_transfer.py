@@ -223,7 +223,7 @@ def test_the_warmup_is_logged(tmp_path):
     rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("lr-warmup-factor")
     assert [float(cell) for row in rows[1:] if (cell := row.split(",")[column])] == pytest.approx(
-        [0.1, 0.325, 0.55, 0.775]
+        [0.1, 0.325, 0.55, 0.775, 1, 1, 1, 1]
     )
 
 
