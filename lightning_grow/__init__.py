@@ -1,7 +1,40 @@
 """Resume any PyTorch Lightning run with a bigger network, and lose nothing."""
 
+from typing import TYPE_CHECKING, Any
+
+from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
+from lightning_grow.growable import GrowableMixin
 from lightning_grow.plan import GrowthPlan
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy, list_strategies, register_strategy
 from lightning_grow.transfer import grow, plan_growth
+
+if TYPE_CHECKING:
+    from lightning_grow.callbacks import ArchTransfer
+
+__all__ = [
+    "ArchTransfer",
+    "CheckpointError",
+    "GrowError",
+    "GrowableMixin",
+    "GrowthPlan",
+    "RefusedGrowth",
+    "Strategy",
+    "TransferReport",
+    "UnknownStrategy",
+    "convert_checkpoint",
+    "grow",
+    "list_strategies",
+    "plan_growth",
+    "register_strategy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback on first use: whoever grows plain modules need not wait for Lightning."""
+    if name == "ArchTransfer":
+        from lightning_grow.callbacks import ArchTransfer
+
+        return ArchTransfer
+    raise AttributeError(f"module 'lightning_grow' has no attribute {name!r}")

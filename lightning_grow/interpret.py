@@ -18,7 +18,6 @@ from torch import Tensor
 from lightning_grow import probe
 from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import LOST, ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept, with_scale
-from lightning_grow.maps import old_positions
 from lightning_grow.meanings import (
     Along,
     Cells,
@@ -62,11 +61,13 @@ class Failure:
         node: Its index on the tape.
         reason: The sentence for the user.
         atoms: The growing atoms at fault; copying their units may mend it.
+        parted: Whether the two models compute different things there, whatever their sizes.
     """
 
     node: int
     reason: str
     atoms: tuple[Axis, ...] = ()
+    parted: bool = False
 
 
 class _Commit(Exception):
@@ -166,10 +167,14 @@ class Interpreter:
             raise _Lost
         return cells
 
-    def _fail(self, reason: str, atoms_at_fault: Iterable[Axis] = ()) -> _Lost:
+    def _fail(self, reason: str, atoms_at_fault: Iterable[Axis] = (), parted: bool = False) -> _Lost:
         if not any(item.reason == reason for item in self.failures):
-            self.failures.append(Failure(self.at, reason, tuple(dict.fromkeys(atoms_at_fault))))
+            self.failures.append(Failure(self.at, reason, tuple(dict.fromkeys(atoms_at_fault)), parted))
         return _Lost()
+
+    def _part(self, origin: str) -> _Lost:
+        """The two models part here."""
+        return self._fail(self._parted(origin), parted=True)
 
     # ------------------------------------------------------------------ cells of values
     def of(self, value: Value) -> Cells:
@@ -348,7 +353,7 @@ class Interpreter:
             return
         at_old = new.constant
         for dim, axis in enumerate(new.axes):
-            at_old = at_old.index_select(dim, old_positions(axis, self.pairing.old_size))
+            at_old = at_old.index_select(dim, self.pairing.old_positions(axis))
         if at_old.shape != old.constant.shape or _ratio(old.constant, at_old) != 1.0:
             growing = [atom for axis in new.axes for atom in atoms(axis) if self.pairing.grows(atom)]
             name = f"buffer '{new.name}'" if new.name else "a constant"
@@ -398,7 +403,7 @@ class Interpreter:
         if wanted and rest and len(rest) == 1 and function.passes(zeros | new, rest[0]):
             if union is not None:
                 raise _Commit(zeros=union)
-            raise self._fail(self._parted(self._origins(inputs, new)))
+            raise self._part(self._origins(inputs, new))
         alone = [inputs[i].sources for i in sorted(new) if function.vanishes(zeros | {i}) and inputs[i].sources]
         together = union if function.vanishes(zeros | new) else None
         means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
@@ -677,7 +682,7 @@ class Interpreter:
         if any(slot.is_new for slot in slots) or self.found is None:
             return self._new_statistic(node, [cell for cell, _ in inner])
         if any(cell.kind is Kind.NEW for cell in old):
-            raise self._fail(self._parted(self._origins(old, frozenset(range(len(old))))))
+            raise self._part(self._origins(old, frozenset(range(len(old)))))
         if all(cell.kind is Kind.ZERO for cell, _ in inner):
             return ZERO
         self._admit(node, meaning.kind, added)
@@ -718,7 +723,7 @@ class Interpreter:
         growth = 1.0
         for dim in meaning.dims:
             axis = meaning.input.axes[dim]
-            growth *= axis.size / max(1, len(old_positions(axis, self.pairing.old_size)))
+            growth *= axis.size / max(1, len(self.pairing.old_positions(axis)))
         return growth
 
     def _statistic_shift(
@@ -798,13 +803,13 @@ class Interpreter:
         growth = 1.0
         for dim in meaning.dims:
             axis = meaning.input.axes[dim]
-            growth *= axis.size / max(1, len(old_positions(axis, self.pairing.old_size)))
+            growth *= axis.size / max(1, len(self.pairing.old_positions(axis)))
         for atom in {atom for _, at in members for slot in at for atom in slot.copied_atoms()}:
             self._multiplicity(node, atom)
         wanted = shifted(growth**0.5) if added else ONE
         for member in old:
             if member.kind is Kind.NEW:
-                raise self._fail(self._parted(member.origin))
+                raise self._part(member.origin)
             if member.kind is Kind.KEPT:
                 self._equal(member.scale, wanted, node)
         return kept(wanted) if cell.kind is Kind.KEPT else ZERO
@@ -933,13 +938,13 @@ class Interpreter:
                 continue
             cell = self.of(new)[index]
             if cell.kind is Kind.NEW:
-                self._fail(self._parted(cell.origin or "new entries"))
+                self._part(cell.origin or "new entries")
                 return
             if cell.kind is Kind.KEPT:
                 self.equations.append(Equation(cell.scale, f"output {number}", self.at))
         if self.twins.twin.get(new) is not old and not self.failures:
             first = self.parted[min(self.parted)] if self.parted else f"output {number} differently"
-            self._fail(self._parted(first))
+            self._part(first)
 
 
 @dataclass(frozen=True)

@@ -150,12 +150,6 @@ def prefix_map(old: int, new: int) -> UnitMap:
     return UnitMap(source, old)
 
 
-def old_positions(axis: Axis, old_size: Callable[[Axis], int]) -> Tensor:
-    """The target positions that are the source's, in the source's order, int64 (source size,)."""
-    mapped = axis_map(axis, lambda atom: prefix_map(old_size(atom), atom.size), lambda _: 1)
-    return torch.nonzero(mapped.low >= 0).flatten()
-
-
 def unit_index(axis: Axis, atom: Axis) -> Tensor:
     """Which unit of `atom` every position belongs to, int64 (axis size,); -1 where it belongs to none.
 

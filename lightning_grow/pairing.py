@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from lightning_grow.axes import Axis, AxisError, atoms, cut, factor, resolve
+from lightning_grow.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.trace import Trace, Value
 
 
@@ -17,11 +21,51 @@ class Pairing:
         source: Target atom -> the source atoms it grew from, all of one size.
         places: Target atom -> where it was first met, for messages.
         refused: What cannot be paired: axes that shrink, or that the two models use differently.
+        named: Target atom -> the source unit of each target unit (-1: none), where units have names.
     """
 
     source: dict[Axis, list[Axis]] = field(default_factory=dict)
     places: dict[Axis, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
+    named: dict[Axis, Tensor] = field(default_factory=dict)
+
+    def units(self, atom: Axis) -> UnitMap:
+        """Which source unit each target unit is: by name where units have names, else the first ones in order."""
+        old = self.old_size(atom)
+        return UnitMap(self.named[atom], old) if atom in self.named else prefix_map(old, atom.size)
+
+    def old_positions(self, axis: Axis) -> Tensor:
+        """The target positions that the source has, in the source's order, int64 (source size,)."""
+        source = axis_map(axis, self.units, lambda _: 1).low
+        kept = torch.nonzero(source >= 0).flatten()
+        return kept[torch.argsort(source[kept])]
+
+    def name_inputs(self, axis: Axis, source: Sequence[str], target: Sequence[str]) -> None:
+        """Pair the units of an input axis by their names.
+
+        Args:
+            axis: The target's axis, as long as `target`.
+            source: The source's names, each once.
+            target: The target's names, each once.
+        """
+        atom = resolve(axis)
+        if list(source) == list(target):
+            return
+        missing = [name for name in source if name not in set(target)]
+        if missing:
+            self.refused.append(
+                f"inputs are gone: {len(missing)} of the source's {len(source)} input names are not in the target "
+                f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}). Growth only adds inputs; keep these."
+            )
+            return
+        if atom.kind is not None:
+            self.refused.append(
+                f"inputs change by name ({len(source)} -> {len(target)}), but the model splits its input axis as {atom}; "
+                "give each part an input of its own."
+            )
+            return
+        place = {name: number for number, name in enumerate(source)}
+        self.named[atom] = torch.tensor([place.get(name, -1) for name in target], dtype=torch.float64)
 
     def old_size(self, atom: Axis) -> int:
         """How many units of a target atom the source has; 0 for an atom of a new layer (1 for a size of 1)."""

@@ -17,7 +17,7 @@ from lightning_grow.cells import Kind, Layout
 from lightning_grow.depth import match_names
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.interpret import Interpreter
-from lightning_grow.maps import AxisMap, UnitMap, axis_map, old_positions, prefix_map, unit_index
+from lightning_grow.maps import AxisMap, UnitMap, axis_map, unit_index
 from lightning_grow.pairing import Pairing, pair_traces
 from lightning_grow.report import as_text
 from lightning_grow.roles import Roles, find_roles
@@ -134,6 +134,7 @@ class GrowthPlan:
         tensors: Target name -> plan, in the target's order.
         refused: Why the growth cannot keep the function (or has no meaning); empty where it can.
         impossible: Those of the refusals that no strategy can mend.
+        lost: Why the function is not kept, where the strategy does not promise it.
         notes: What else a user should know.
         lowest_dtype: The lowest float type seen in either pass.
         input_positions: For every dimension of every input tensor, the positions that the source has too.
@@ -144,6 +145,7 @@ class GrowthPlan:
     tensors: Mapping[str, TensorPlan]
     refused: tuple[str, ...] = ()
     impossible: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lowest_dtype: torch.dtype = torch.float32
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
@@ -247,6 +249,7 @@ def make_plan(
     wide = {name: tuple(item.shape) for name, item in named_tensors(target).items()}
     renamed = match_names(shapes, wide, rename)
     pairing = pair_traces(old, new, renamed)
+    notes = _name_inputs(source, target, new, pairing)
     roles = find_roles(new)
     draft = _Draft(old, new, pairing, roles, renamed, strategy, seed)
     saved_old, saved_new = _saved(source), _saved(target)
@@ -258,9 +261,26 @@ def make_plan(
         *_ends(old, new, pairing, allowed),
     ]
     refused = list(impossible)
-    if not impossible:
-        refused += draft.decide()
-    return draft.finish(saved_new, tuple(refused), tuple(impossible))
+    lost: list[str] = []
+    if not impossible and strategy.transfers:
+        parted, lost = draft.decide()
+        impossible += parted
+        refused += parted if not strategy.function_preserving else parted + lost
+    return draft.finish(saved_new, tuple(refused), tuple(impossible), tuple(lost), notes)
+
+
+def _name_inputs(source: nn.Module, target: nn.Module, new: Trace, pairing: Pairing) -> tuple[str, ...]:
+    """Pair the first input's features by name where both modules name them; else say what is assumed."""
+    names = getattr(source, "input_names", None), getattr(target, "input_names", None)
+    if not new.inputs or not new.inputs[0].axes:
+        return ()
+    axis = new.inputs[0].axes[-1]
+    if names[0] is not None and names[1] is not None and len(names[1]) == axis.size:
+        pairing.name_inputs(axis, names[0], names[1])
+        return ()
+    if not any(pairing.grows(atom) for atom in atoms(axis)):
+        return ()
+    return ("New inputs are taken to stand after the old ones: the modules have no input_names to tell them apart by.",)
 
 
 def _saved(module: nn.Module) -> list[str]:
@@ -373,26 +393,40 @@ class _Draft:
         return frozenset(found)
 
     # ---- what keeps the function
-    def decide(self) -> list[str]:
-        """Find the decisions under which the function is kept; return why there are none."""
+    def decide(self) -> tuple[list[str], list[str]]:
+        """Find the decisions under which the function is kept.
+
+        Returns:
+            Where the two models compute different things whatever their sizes, and why else the function is not kept.
+        """
+        interpreter, lost = self._interpret()
+        parted = [item.reason for item in interpreter.failures if item.parted and not self._has_new_layers()]
+        if parted or not lost:
+            self.interpreter = interpreter if self.strategy.function_preserving else None
+            return parted, []
         if not self.strategy.function_preserving:
-            return []
-        first_refusals: list[str] | None = None
-        tried: set[frozenset[Axis]] = set()
-        while self.copied not in tried:
-            tried.add(self.copied)
-            interpreter = Interpreter(
-                self.old, self.new, self.pairing, self.roles, self.renamed, self.copied, self.identities
-            )
-            interpreter.run()
-            self.factors, broken = solve(interpreter.equations, self._rank)
-            reasons = [item.reason for item in interpreter.failures] + [self._broken(item.reason) for item in broken]
-            if not reasons:
-                self.interpreter = interpreter
-                return []
-            first_refusals = first_refusals or reasons
+            return [], lost
+        tried, first = {self.copied}, lost
+        while lost:
             self.copied = self._next_choice(interpreter)
-        return list(dict.fromkeys(first_refusals or []))
+            if self.copied in tried:
+                return [], first
+            tried.add(self.copied)
+            interpreter, lost = self._interpret()
+        self.interpreter = interpreter
+        return [], []
+
+    def _interpret(self) -> tuple[Interpreter, list[str]]:
+        """One run under the present choice of copied units, and why it does not keep the function."""
+        copied = self.copied if self.strategy.function_preserving else frozenset[Axis]()
+        interpreter = Interpreter(self.old, self.new, self.pairing, self.roles, self.renamed, copied, self.identities)
+        interpreter.run()
+        self.factors, broken = solve(interpreter.equations, self._rank)
+        reasons = [item.reason for item in interpreter.failures] + [self._broken(item.reason) for item in broken]
+        return interpreter, list(dict.fromkeys(reasons))
+
+    def _has_new_layers(self) -> bool:
+        return any(name not in self.renamed for name in self.new.tensors)
 
     def _broken(self, reason: str) -> str:
         return (
@@ -425,7 +459,14 @@ class _Draft:
         )
 
     # ---- the finished plan
-    def finish(self, saved: list[str], refused: tuple[str, ...], impossible: tuple[str, ...]) -> GrowthPlan:
+    def finish(
+        self,
+        saved: list[str],
+        refused: tuple[str, ...],
+        impossible: tuple[str, ...],
+        lost: tuple[str, ...],
+        notes: tuple[str, ...],
+    ) -> GrowthPlan:
         """Freeze everything into a plan."""
         layout = Layout(self.pairing.old_size, self.copied)
         dtypes = [self.old.lowest_dtype, self.new.lowest_dtype]
@@ -435,9 +476,11 @@ class _Draft:
             tensors={} if impossible else {name: self._tensor(name, layout) for name in saved},
             refused=refused,
             impossible=impossible,
+            lost=lost,
+            notes=notes,
             lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
             input_positions=tuple(
-                tuple(old_positions(axis, self.pairing.old_size) for axis in value.axes) for value in self.new.inputs
+                tuple(map(self.pairing.old_positions, value.axes)) for value in self.new.inputs
             ),
         )
 
@@ -458,7 +501,7 @@ class _Draft:
 
     def _unit_map(self, atom: Axis, shared: bool) -> UnitMap:
         old = self.pairing.old_size(atom)
-        plain = prefix_map(old, atom.size)
+        plain = self.pairing.units(atom)
         if atom not in self.copied:
             return plain
         units = self.unit_sources.get(atom)

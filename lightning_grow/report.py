@@ -92,7 +92,6 @@ class TransferReport:
         table.add_column("tensor", overflow="fold")
         for title in ("source", "target", "copied", "new", "zeroed"):
             table.add_column(title, justify="right", no_wrap=True)
-        table.add_column("axes", overflow="fold")
         for item in self.tensors:
             table.add_row(
                 item.name,
@@ -101,7 +100,6 @@ class TransferReport:
                 f"{item.copied:,}",
                 f"{item.new:,}",
                 f"{item.zeroed:,}",
-                "; ".join(item.axes),
             )
         return table
 

@@ -273,5 +273,6 @@ def _report(
         function_preserving=plan.strategy.function_preserving if error is None else error <= (limit or 0.0),
         dead_units=dead,
         twin_units=twins,
+        refused=list(plan.lost),
         notes=plan.notes,
     )
