@@ -271,12 +271,13 @@ def _materialize(leaf: Any) -> Any:
 
 def _init_arguments(cls: type, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
     """Those hyperparameters that `__init__` takes; all in one argument where they were saved under its name."""
-    parameters = inspect.signature(cls).parameters
-    if hparams_name is not None and hparams_name in parameters and parameters[hparams_name].kind is not inspect.Parameter.VAR_KEYWORD:
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
+    open_end = inspect.Parameter.VAR_KEYWORD
+    if hparams_name is not None and kinds.get(hparams_name, open_end) is not open_end:
         return {hparams_name: dict(hparams)}
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if open_end in kinds.values():
         return {key: value for key, value in hparams.items() if not key.startswith("_")}
-    return {key: value for key, value in hparams.items() if key in parameters}
+    return {key: value for key, value in hparams.items() if key in kinds}
 
 
 def _equal(left: Any, right: Any) -> bool:

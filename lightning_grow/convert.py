@@ -246,7 +246,7 @@ def _check_computation(
     with untouched_rng():
         try:
             plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
-        except RefusedGrowth:
+        except Exception:  # whatever a foreign __init__ or forward raises: a plain resume must not fail for it
             return
     refuse(plan)
 

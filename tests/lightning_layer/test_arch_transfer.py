@@ -227,6 +227,44 @@ def test_the_warmup_is_logged(tmp_path):
     )
 
 
+class Manual(Stack):
+    """Two optimizers stepped by hand, the second at every other batch."""
+
+    def __init__(self, hidden_dims=(8,)):
+        super().__init__(hidden_dims)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.net[index].parameters(), lr=0.01) for index in (0, 2)]
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers[: 1 + batch_idx % 2]:
+            optimizer.step()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def test_optimizers_stepped_by_hand_warm_up_each_at_its_pace(tmp_path):
+    _, path = train_small(tmp_path, Manual)
+
+    def resume(ckpt_path, max_epochs):
+        L.seed_everything(1, verbose=False)
+        callback = ArchTransfer(optimizer="transfer", num_warmup_steps=14)
+        return fit(Manual([16]), tmp_path, callback, ckpt_path=ckpt_path, max_epochs=max_epochs)
+
+    straight = resume(path, 5)
+    resume(path, 4).save_checkpoint(tmp_path / "middle.ckpt")
+    resumed = resume(tmp_path / "middle.ckpt", 5)
+    assert read(tmp_path / "middle.ckpt")["callbacks"]["ArchTransfer"]["steps"] == [14, 8]
+    assert equal(weights(resumed.lightning_module), weights(straight.lightning_module))
+
+
 # ----- one callback, many runs ---------------------------------------------------------------------------------------
 
 
@@ -378,6 +416,23 @@ def test_a_broken_file_is_a_checkpoint_error(tmp_path):
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"text\.ckpt is not a checkpoint"):
         fit(Stack(), tmp_path, ArchTransfer(), ckpt_path=tmp_path / "text.ckpt")
+
+
+def test_an_address_is_not_opened_by_a_resume_either(tmp_path):
+    with pytest.raises(CheckpointError, match="Download it first"):
+        fit(Stack(), tmp_path, ArchTransfer(), ckpt_path="http://127.0.0.1:9/small.ckpt")
+
+
+def test_ones_own_file_with_code_in_it_needs_weights_only_false(tmp_path):
+    _, path = train_small(tmp_path)
+    checkpoint = read(path)
+    checkpoint["hyper_parameters"]["folder"] = Path("data")
+    torch.save(checkpoint, path)
+    with pytest.raises(CheckpointError, match=r"pathlib\.PosixPath"):
+        fit(Stack([16]), tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3)
+    trainer = make_trainer(tmp_path, ArchTransfer(), max_epochs=3)
+    trainer.fit(Stack([16]), batches(), batches(), ckpt_path=path, weights_only=False)
+    assert trainer.global_step == 24
 
 
 def test_lost_weights_do_not_grow(tmp_path):

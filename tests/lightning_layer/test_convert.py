@@ -28,6 +28,14 @@ def test_a_converted_file_resumes_in_any_trainer(tmp_path, cls, callbacks, optim
     assert len(at_start.state) == (4 if optimizer == "transfer" else 0)
 
 
+def test_a_converted_schedule_goes_on(tmp_path):
+    _, path = train_small(tmp_path, schedule="cosine")
+    convert_checkpoint(path, Stack([16], schedule="cosine"), tmp_path / "large.ckpt", optimizer="transfer")
+    at_start = AtStart()
+    fit(Stack([16], schedule="cosine"), tmp_path, at_start, ckpt_path=tmp_path / "large.ckpt", max_epochs=3)
+    assert at_start.rates == pytest.approx([0.006545], abs=1e-6)  # step 16 of cosine over 40 from 0.01
+
+
 def test_a_converted_file_loads_without_arguments(tmp_path):
     small, path = train_small(tmp_path)
     convert_checkpoint(path, Stack([16]), tmp_path / "large.ckpt")

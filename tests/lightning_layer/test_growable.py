@@ -188,3 +188,33 @@ def test_layers_made_in_configure_model_grow(tmp_path):
     fit(big, tmp_path, ArchTransfer(num_warmup_steps=0), ckpt_path=path, max_epochs=3)
     assert isinstance(big.net[0], nn.Linear)
     assert small.net[0].weight.shape == (8, 4)
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")  # the tracer's hooks
+def test_a_compiled_submodule_takes_the_weights_of_a_plain_one(tmp_path):
+    small, path = train_small(tmp_path)
+    big = Stack([16])
+    big.net = torch.compile(big.net, backend="eager")
+    make_trainer(tmp_path, ArchTransfer()).validate(big, batches(), ckpt_path=path, verbose=False)
+    assert torch.equal(big.net._orig_mod[0].weight[:8], small.net[0].weight)
+    same = Stack()
+    same.net = torch.compile(same.net, backend="eager")
+    make_trainer(tmp_path, ArchTransfer()).validate(same, batches(), ckpt_path=path, verbose=False)
+    assert torch.equal(same.net._orig_mod[0].weight, small.net[0].weight)
+
+
+def test_changed_attributes_are_set_again_and_saved_again(tmp_path):
+    class Normed(GrowableStack):
+        def __init__(self, hidden_dims=(8,), **hparams):
+            super().__init__(hidden_dims, **hparams)
+            self.norm = nn.LayerNorm(2)
+
+    _, path = train_small(tmp_path, Normed)
+    checkpoint = read(path)
+    checkpoint["lightning_grow"]["attributes"] = {"norm.eps": 0.25}
+    torch.save(checkpoint, path)
+    assert Normed.load_from_checkpoint(path).norm.eps == 0.25
+    module = Normed()
+    fit(module, tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3).save_checkpoint(tmp_path / "next.ckpt")
+    assert module.norm.eps == 0.25
+    assert read(tmp_path / "next.ckpt")["lightning_grow"]["attributes"] == {"norm.eps": 0.25}
