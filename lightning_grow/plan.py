@@ -379,6 +379,9 @@ class _Draft:
         return list(found)
 
     def _unit_source(self, atom: Axis) -> Tensor | None:
+        """The strategy's answer; new inputs and outputs are no copies of others."""
+        if any(atom in set(atoms(axis)) for value in (*self.new.inputs, *self.new.outputs) for axis in value.axes):
+            return None
         return self.strategy.units(self.pairing.old_size(atom), atom.size, self.generator)
 
     def _identities(self) -> frozenset[str]:
