@@ -2,90 +2,101 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 
 from lightning_grow.cells import Kind
 from lightning_grow.maps import AxisMap
-from lightning_grow.plan import GrowthPlan, Slices, TensorPlan, new_block
+from lightning_grow.plan import GrowthPlan, Slices, TensorPlan
 from lightning_grow.report import TensorReport
-from lightning_grow.strategies.base import Strategy
+from lightning_grow.strategies.base import Block, Strategy
 
 
-def apply_plan(
-    plan: GrowthPlan, source_state: Mapping[str, Tensor], target_state: Mapping[str, Tensor], seed: int
-) -> dict[str, Tensor]:
-    """Build the grown state dict; see `GrowthPlan.apply`."""
+MOST_RUNS = 1024  # consecutive pieces of a block up to which copying them beats gathering
+
+
+def write_state(
+    plan: GrowthPlan,
+    source_state: Mapping[str, Tensor],
+    target_state: Mapping[str, Tensor],
+    out: Mapping[str, Tensor],
+    seed: int,
+) -> None:
+    """Write the grown state into `out`, whose tensors may be `target_state`'s own; see `GrowthPlan.apply`."""
     generator = torch.Generator().manual_seed(seed)
-    grown: dict[str, Tensor] = {}
-    done: dict[int, Tensor] = {}  # a tied tensor is built once
-    for name, initial in target_state.items():
-        clean = name.replace("_orig_mod.", "")
-        if not isinstance(initial, Tensor) or clean not in plan.tensors:
-            grown[name] = initial
+    source_names = {name.replace("_orig_mod.", ""): name for name in source_state}
+    done: set[int] = set()  # a tied tensor is written once
+    for name, grown in out.items():
+        item = plan.tensors.get(name.replace("_orig_mod.", ""))
+        if item is None or not isinstance(grown, Tensor) or id(grown) in done:
             continue
-        item = plan.tensors[clean]
-        key = id(initial) if initial.is_meta else initial.data_ptr() or id(initial)
-        if key not in done or done[key].shape != initial.shape:
-            source = None if item.source_name is None else _source(source_state, item.source_name)
-            done[key] = grow_tensor(item, source, initial.detach(), plan.strategy, generator)
-        grown[name] = done[key]
-    return grown
+        done.add(id(grown))
+        source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
+        _write_tensor(item, source, target_state[name].detach(), grown.detach(), plan.strategy, generator)
 
 
-def _source(state: Mapping[str, Tensor], name: str) -> Tensor:
-    if name in state:
-        return state[name].detach()
-    compiled = {key.replace("_orig_mod.", ""): key for key in state}
-    return state[compiled[name]].detach()
+def empty_state(target_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New tensors like the target's, tied where the target's are; anything else in the state is shared."""
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in target_state.items():
+        if not isinstance(tensor, Tensor):
+            state[name] = tensor
+            continue
+        key = (tensor.data_ptr() if not tensor.is_meta and tensor.numel() else id(tensor), tensor.shape)
+        if key not in made:
+            made[key] = torch.empty_like(tensor.detach())
+        state[name] = made[key]
+    return state
 
 
-def grow_tensor(
-    item: TensorPlan, source: Tensor | None, initial: Tensor, strategy: Strategy, generator: torch.Generator
-) -> Tensor:
-    """Build one tensor in the target's type, on the source's device (the target's for a new layer)."""
+def _write_tensor(
+    item: TensorPlan,
+    source: Tensor | None,
+    initial: Tensor,
+    out: Tensor,
+    strategy: Strategy,
+    generator: torch.Generator,
+) -> None:
     if source is not None and item.is_plain:
-        return source.to(initial.dtype, copy=True)
-    device = initial.device if source is None else source.device
-    grown = initial.to(device, copy=True) if not initial.is_meta else torch.empty_like(initial, device=device)
-    for index, cell in _cells(item):
+        out.copy_(source)
+        return
+    fresh = out if initial.data_ptr() != out.data_ptr() else None  # None: the initial values are already there
+    for index, cell in item.blocks():
         at = item.at(index)
         if cell.kind is Kind.KEPT:
-            _put(grown, at, _gather(item, source, index, cell.factor))
+            _write_kept(item, source, index, cell.factor, out, at)
         elif cell.kind is Kind.ZERO:
-            _put(grown, at, torch.zeros((), dtype=grown.dtype, device=device))
+            _put(out, at, torch.zeros((), dtype=out.dtype, device=out.device))
         elif cell.kind is Kind.MEAN:
-            _put(grown, at, _mean(item, source, index, cell.factor, cell.mean_dim))
+            _put(out, at, _mean(item, source, index, cell.factor, cell.mean_dim))
         elif cell.kind is Kind.IDENTITY:
-            _put(grown, at, _identity(item, index).to(grown.dtype))
+            _put(out, at, _identity(item, index))
         else:
-            fill = strategy.fill if item.source_name is not None else _layer_fill(strategy)
-            _put(grown, at, fill(new_block(item, index, _take(grown, at), source, generator)))
-    return grown
+            block = Block(item.name, _take(initial, at), source, item.role(index), len(item.maps) == 1, generator)
+            entries = _fill(strategy, block)
+            if entries is not block.initial or fresh is not None:
+                _put(out, at, entries)
 
 
-def _layer_fill(strategy: Strategy):  # type: ignore[no-untyped-def]  # a local choice between two methods of one type
-    def fill(block):  # type: ignore[no-untyped-def]
-        own = strategy.new_layer(block)
-        return block.initial if own is None else own
-
-    return fill
-
-
-def _cells(item: TensorPlan):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return [(index, item.cells[index]) for index in np.ndindex(item.cells.shape)]
+def _fill(strategy: Strategy, block: Block) -> Tensor:
+    if block.source is not None or block.role == "state":
+        return strategy.fill(block)
+    own = strategy.new_layer(block)
+    return block.initial if own is None else own
 
 
 def _open(at: Slices) -> Slices:
     """Index arrays of several dimensions, each along its own."""
-    if all(isinstance(part, slice) for part in at) or sum(isinstance(part, Tensor) for part in at) == 1:
+    if sum(isinstance(part, Tensor) for part in at) <= 1:
         return at
     lists = [torch.arange(part.start, part.stop) if isinstance(part, slice) else part for part in at]
-    return tuple(part.view([-1 if dim == other else 1 for other in range(len(at))]) for dim, part in enumerate(lists))
+    return tuple(_column(part, dim, len(at)) for dim, part in enumerate(lists))
 
 
 def _take(tensor: Tensor, at: Slices) -> Tensor:
@@ -94,53 +105,90 @@ def _take(tensor: Tensor, at: Slices) -> Tensor:
 
 def _put(tensor: Tensor, at: Slices, entries: Tensor) -> None:
     if at:
-        tensor[_open(at)] = entries.to(tensor.dtype)
+        tensor[_open(at)] = entries.to(tensor)
     else:
         tensor.copy_(entries)
-
-
-def _positions(axis: AxisMap, slot: int) -> Tensor:
-    return torch.nonzero(axis.slot == slot).flatten()
-
-
-def _gather(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], factor: float) -> Tensor:
-    """The source's entries of a block, interpolated and shared along each dimension."""
-    assert source is not None  # a kept cell has a source
-    entries = source
-    for dim, (axis, slot) in enumerate(zip(item.maps, index, strict=True)):
-        positions = _positions(axis, slot)
-        low = axis.low[positions]
-        picked = _along(entries, dim, low)
-        weight = axis.weight[positions]
-        if weight.any():
-            neighbour = _along(entries, dim, axis.high[positions])
-            picked = torch.lerp(picked.double(), neighbour.double(), _column(weight, dim, picked.dim()))
-        if axis.share is not None:
-            picked = picked.double() * _column(axis.share[positions], dim, picked.dim())
-        entries = picked
-    return entries if factor == 1.0 else entries * factor
-
-
-def _along(tensor: Tensor, dim: int, positions: Tensor) -> Tensor:
-    if len(positions) and bool((positions == torch.arange(int(positions[0]), int(positions[0]) + len(positions))).all()):
-        return tensor.narrow(dim, int(positions[0]), len(positions))
-    return tensor.index_select(dim, positions.to(tensor.device))
 
 
 def _column(values: Tensor, dim: int, rank: int) -> Tensor:
     return values.view([-1 if other == dim else 1 for other in range(rank)])
 
 
+def _write_kept(
+    item: TensorPlan, source: Tensor | None, index: tuple[int, ...], factor: float, out: Tensor, at: Slices
+) -> None:
+    """Copy the source's entries of a block, in consecutive pieces where there are few, and rescale them in place."""
+    assert source is not None  # a kept cell has a source
+    runs = [_runs(axis, slot) for axis, slot in zip(item.maps, index, strict=True)]
+    if any(axis.interpolates for axis in item.maps) or math.prod(map(len, runs)) > MOST_RUNS:
+        _put(out, at, _gather(item, source, index, factor))
+        return
+    for pieces in product(*runs):
+        view = out[tuple(new for new, _ in pieces)] if pieces else out
+        view.copy_(source[tuple(old for _, old in pieces)] if pieces else source)
+        for dim, (axis, (new, _)) in enumerate(zip(item.maps, pieces, strict=True)):
+            if axis.share is not None:
+                view.mul_(_column(_cast(axis.share[new], view), dim, view.dim()))
+        if factor != 1.0:
+            view.mul_(torch.tensor([factor], dtype=_compute_dtype(view), device=view.device))
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Factors are rounded once: in float32 for narrower types, whose products round to the type itself."""
+    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
+
+
+def _cast(factors: Tensor, like: Tensor) -> Tensor:
+    return factors.to(like.device, _compute_dtype(like))
+
+
+def _runs(axis: AxisMap, slot: int) -> list[tuple[slice, slice]]:
+    """The pieces of a block that are consecutive in target and source: (target positions, source positions)."""
+    new = torch.nonzero(axis.slot == slot).flatten()
+    old = axis.low[new]
+    breaks = torch.nonzero((new[1:] != new[:-1] + 1) | (old[1:] != old[:-1] + 1)).flatten() + 1
+    bounds = [0, *breaks.tolist(), len(new)]
+    return [
+        (slice(int(new[start]), int(new[start]) + stop - start), slice(int(old[start]), int(old[start]) + stop - start))
+        for start, stop in pairwise(bounds)
+        if stop > start
+    ]
+
+
+def _gather(item: TensorPlan, source: Tensor, index: tuple[int, ...], factor: float) -> Tensor:
+    """The source's entries of a block, interpolated and shared along each dimension."""
+    entries = source.to(_compute_dtype(source)) if source.is_floating_point() else source
+    for dim, (axis, slot) in enumerate(zip(item.maps, index, strict=True)):
+        positions = torch.nonzero(axis.slot == slot).flatten()
+        picked = entries.index_select(dim, axis.low[positions].to(entries.device))
+        weight = axis.weight[positions]
+        if weight.any():
+            neighbour = entries.index_select(dim, axis.high[positions].to(entries.device))
+            picked = torch.lerp(picked, neighbour, _column(_cast(weight, picked), dim, picked.dim()))
+        if axis.share is not None:
+            picked = picked * _column(_cast(axis.share[positions], picked), dim, picked.dim())
+        entries = picked
+    return entries if factor == 1.0 else entries * factor
+
+
 def _mean(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], factor: float, dim: int) -> Tensor:
     """The mean over the source's units of one dimension, the same for every new unit."""
     assert source is not None  # a mean has a source
     beside = tuple(0 if number == dim else slot for number, slot in enumerate(index))
-    return _gather(item, source, beside, factor).double().mean(dim, keepdim=True)
+    shape = [1 if number == dim else int((axis.slot == slot).sum()) for number, (axis, slot) in enumerate(zip(item.maps, beside, strict=True))]
+    reduced = replace(item, maps=tuple(_one(axis) if number == dim else axis for number, axis in enumerate(item.maps)))
+    return _gather(reduced, source.mean(dim, keepdim=True, dtype=torch.float64), beside, factor).reshape(shape)
+
+
+def _one(axis: AxisMap) -> AxisMap:
+    """The map of a dimension that was reduced to one position."""
+    zero = torch.zeros(1, dtype=torch.long)
+    return replace(axis, low=zero, high=zero, weight=torch.zeros(1, dtype=torch.float64), slot=zero, share=None, old=1)
 
 
 def _identity(item: TensorPlan, index: tuple[int, ...]) -> Tensor:
     """Each unit reads its own source unit: in equal shares where the input has copies of it."""
-    rows, columns = (axis.low[_positions(axis, slot)] for axis, slot in zip(item.maps, index, strict=True))
+    rows, columns = (axis.low[axis.slot == slot] for axis, slot in zip(item.maps, index, strict=True))
     same = (rows[:, None] == columns[None, :]).double()
     return same / same.sum(1, keepdim=True).clamp(min=1)
 
@@ -150,9 +198,9 @@ def move_state(item: TensorPlan, tensor: Tensor, power: float) -> Tensor | None:
     if not item.is_one_to_one or tuple(tensor.shape) != item.source_shape:
         return None
     moved = torch.zeros(item.target_shape, dtype=tensor.dtype, device=tensor.device)
-    for index, cell in _cells(item):
+    for index, cell in item.blocks():
         if cell.kind is Kind.KEPT:
-            _put(moved, item.at(index), _gather(item, tensor, index, cell.factor**-power))
+            _write_kept(item, tensor, index, cell.factor**-power, moved, item.at(index))
     return moved
 
 
@@ -160,7 +208,7 @@ def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:
     """Count what became of one tensor."""
     copied = new = zeroed = 0
     factor = 1.0
-    for index, cell in _cells(item):
+    for index, cell in item.blocks():
         count = grown[_open(item.at(index))].numel() if item.maps else 1
         if cell.kind in (Kind.KEPT, Kind.MEAN):
             copied += count

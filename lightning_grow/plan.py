@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from lightning_grow.pairing import Pairing, pair_traces
 from lightning_grow.report import as_text
 from lightning_grow.roles import Roles, find_roles
 from lightning_grow.scale import Variable, solve
-from lightning_grow.strategies.base import Block, Strategy
+from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace import Forward, Trace, named_tensors, trace
 
 Slices = tuple[Any, ...]
@@ -101,6 +101,11 @@ class TensorPlan:
             and all(cell.kind is not Kind.MEAN for cell in self.cells.flat)
         )
 
+    def blocks(self) -> Iterator[tuple[tuple[int, ...], CellPlan]]:
+        """Every block, with its index among the dimensions' slots."""
+        for index in np.ndindex(self.cells.shape):
+            yield index, self.cells[index]
+
     def role(self, index: tuple[int, ...]) -> str:
         """How the new entries of a block are used: "read" if they belong to new units of a dimension that reads."""
         if self.is_state:
@@ -166,9 +171,11 @@ class GrowthPlan:
         Returns:
             A new state dict with `target_state`'s names; neither argument is changed.
         """
-        from lightning_grow.apply import apply_plan  # apply is written in terms of the plan
+        from lightning_grow.apply import empty_state, write_state  # apply is written in terms of the plan
 
-        return apply_plan(self, source_state, target_state, seed)
+        grown = empty_state(target_state)
+        write_state(self, source_state, target_state, grown, seed)
+        return grown
 
     def new_entries(self, name: str) -> Tensor:
         """Return which entries of a tensor no source entry gives: a bool mask of the target's shape."""
@@ -575,11 +582,6 @@ class _Draft:
     def _factor(self, terms: Mapping[Variable, float]) -> float:
         total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in terms.items())
         return math.exp(total) if total else 1.0
-
-
-def new_block(item: TensorPlan, index: tuple[int, ...], initial: Tensor, source: Tensor | None, generator: torch.Generator) -> Block:
-    """The block of a tensor for a strategy to fill."""
-    return Block(item.name, initial, source, item.role(index), len(item.target_shape) == 1, generator)
 
 
 def refuse(plan: GrowthPlan) -> None:

@@ -143,7 +143,7 @@ class _Tracer(TorchDispatchMode):
         return op(*args)
 
     def _placed(self, arguments: Any) -> Any:
-        if self.device is None:
+        if self.device is None or all(leaf.is_meta for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)):
             return arguments
         move = lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf  # noqa: E731
         with _no_dispatch():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.apply import report_tensor
+from lightning_grow.apply import empty_state, report_tensor, write_state
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.liveness import count_dead_and_twins
 from lightning_grow.plan import GrowthPlan, Permissions, make_plan, refuse
@@ -104,7 +104,9 @@ def transfer(
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
     plan = make_plan(source, target, chosen, source_inputs, target_inputs, forward, rename, allowed, seed)
     refuse(plan)
-    grown = plan.apply(source.state_dict(keep_vars=True), _initial_state(target, seed), seed)
+    initial = _initial_state(target, seed)
+    grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
+    write_state(plan, source.state_dict(), initial, grown, seed)
     if not verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None))
     error, limit = _measure(source, target, plan, grown, target_inputs, forward, tolerance)
@@ -178,8 +180,7 @@ def grow(
         tolerance=tolerance,
         seed=seed,
     )
-    assign = any(item.is_meta for item in target.state_dict(keep_vars=True).values() if isinstance(item, Tensor))
-    target.load_state_dict(done.state_dict, assign=assign)
+    target.load_state_dict(done.state_dict, assign=_is_meta(target))
     return done.report
 
 
@@ -205,10 +206,11 @@ def _fitting(own: Any, given: Any) -> Any:
 
 def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
     """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
-    state: dict[str, Tensor] = dict(target.state_dict(keep_vars=True))
-    if not any(item.is_meta for item in state.values() if isinstance(item, Tensor)):
-        return state
-    return dict(_materialised(target, seed).state_dict(keep_vars=True))
+    return dict((_materialised(target, seed) if _is_meta(target) else target).state_dict())
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return any(item.is_meta for item in module.state_dict().values() if isinstance(item, Tensor))
 
 
 def _materialised(target: nn.Module, seed: int) -> nn.Module:

@@ -37,8 +37,8 @@ class Block:
 
     def normal(self, std: float) -> Tensor:
         """Gaussian entries with a standard deviation, in the block's shape and type."""
-        draw = torch.randn(self.initial.shape, generator=self.generator, dtype=torch.float64)
-        return (draw * std).to(self.initial.dtype)
+        dtype = torch.float64 if self.initial.dtype is torch.float64 else torch.float32
+        return torch.randn(self.initial.shape, generator=self.generator, dtype=dtype).mul_(std).to(self.initial.dtype)
 
 
 class Strategy:
