@@ -176,8 +176,7 @@ def grow_checkpoint(
     """Give a checkpoint in memory the target's weights, grown from its own; the target is not changed.
 
     Args:
-        checkpoint: Changed in place, after every check passed: the weights, averaged copies of them, and what a
-            weights-only file lacks.
+        checkpoint: Changed in place, after every check passed: the weights, and averaged copies of them.
         target: The module that will load it.
         path: Named in errors.
         source: A callable ``hparams -> nn.Module``; the target's class when None.
@@ -211,8 +210,6 @@ def grow_checkpoint(
     checkpoint["state_dict"] = {**result.state_dict, **extra}
     for holder, key, grown in copies:
         holder[key] = grown
-    for key in ("optimizer_states", "lr_schedulers"):  # a weights-only file has neither, and must resume too
-        checkpoint.setdefault(key, [])
     record = {key: value for key, value in checkpoint.get(KEY, {}).items() if key != "pending"}
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
     return Growth(result, differing, order)

@@ -215,6 +215,16 @@ def test_growing_again_in_the_warmup_starts_a_new_one(tmp_path):
     assert callback.state_dict()["steps"] == [8]
 
 
+def test_growing_again_forgets_which_entries_were_new(tmp_path):
+    _, path = train_small(tmp_path)
+    scoped = ArchTransfer(warmup_scope="new")
+    fit(Stack([16]), tmp_path, scoped, ckpt_path=path, max_epochs=3).save_checkpoint(tmp_path / "mid.ckpt")
+    assert "pending" in read(tmp_path / "mid.ckpt")["lightning_grow"]
+    trainer = fit(Stack([32]), tmp_path, ArchTransfer(), ckpt_path=tmp_path / "mid.ckpt", max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "late.ckpt")
+    assert "pending" not in read(tmp_path / "late.ckpt")["lightning_grow"]
+
+
 def test_the_warmup_is_logged(tmp_path):
     _, path = train_small(tmp_path)
     logger = CSVLogger(tmp_path)

@@ -159,6 +159,14 @@ def test_a_killed_writer_leaves_the_old_file_whole(good):
     assert torch.equal(read_checkpoint(good)["state_dict"]["weight"], torch.arange(40.0))
 
 
+def test_who_reads_the_old_file_while_it_is_replaced_reads_it_whole(good):
+    whole = good.read_bytes()
+    with good.open("rb") as reader:
+        start = reader.read(10)
+        write_checkpoint({"state_dict": {}}, good)
+        assert start + reader.read() == whole
+
+
 def test_a_written_file_has_the_mode_of_any_other(tmp_path):
     write_checkpoint(CHECKPOINT, tmp_path / "new" / "a.ckpt")
     (tmp_path / "plain").touch()

@@ -199,8 +199,8 @@ def test_a_compiled_submodule_takes_the_weights_of_a_plain_one(tmp_path):
     assert torch.equal(big.net._orig_mod[0].weight[:8], small.net[0].weight)
     same = Stack()
     same.net = torch.compile(same.net, backend="eager")
-    make_trainer(tmp_path, ArchTransfer()).validate(same, batches(), ckpt_path=path, verbose=False)
-    assert torch.equal(same.net._orig_mod[0].weight, small.net[0].weight)
+    trainer = fit(same, tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3)
+    assert trainer.optimizers[0].state[same.net._orig_mod[0].weight]["step"] == 24  # nothing grew: a plain resume
 
 
 def test_changed_attributes_are_set_again_and_saved_again(tmp_path):
