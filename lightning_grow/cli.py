@@ -60,8 +60,11 @@ def run(config: DictConfig) -> None:
 
 
 def hush_host() -> None:
-    """Leave out what a user can do nothing about: Lightning's advertisements, and its own use of deprecated torch."""
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    """Leave out what a user can do nothing about."""
+    # Lightning asks torch in a way that torch deprecates; and every run here has a folder of its own.
+    for message in (r"`isinstance\(treespec, LeafSpec\)` is deprecated", "The dirpath has changed from"):
+        warnings.filterwarnings("ignore", message)
+    # Advertisements.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
