@@ -255,14 +255,12 @@ def _describing_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> Iter
         yield
     except RefusedGrowth as error:
         describe: Callable[[dict[str, Any]], str] = getattr(target, "describe_inputs", lambda hparams: "")
-        sides = {"checkpoint": checkpoint_hparams(checkpoint), "config": find_hparams(target)}
-        words = [f"In the {side}: {text}" for side, hparams in sides.items() if (text := describe(hparams))]
-        is_input = ["allow_input_growth" in reason for reason in error.refused]
-        if not words or not any(is_input):
+        had, has = (describe(hparams) for hparams in (checkpoint_hparams(checkpoint), find_hparams(target)))
+        first = next((number for number, reason in enumerate(error.refused) if re.search(r"\binputs?\b", reason)), None)
+        if had == has or first is None:
             raise
-        refused = [
-            " ".join([reason, *words]) if yes else reason for reason, yes in zip(error.refused, is_input, strict=True)
-        ]
+        refused = list(error.refused)
+        refused[first] += f" In the checkpoint: {had.rstrip('.')}. In the config: {has.rstrip('.')}."
         raise RefusedGrowth(refused) from error
 
 
