@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import Kind, Layout
 from lightning_grow.depth import match_names
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.interpret import Interpreter
+from lightning_grow.interpret import Choice, State, interpret
+from lightning_grow.meanings import Normalize
 from lightning_grow.maps import AxisMap, UnitMap, axis_map, unit_index
 from lightning_grow.pairing import Pairing, pair_traces
 from lightning_grow.report import as_text
 from lightning_grow.roles import Roles, find_roles
-from lightning_grow.scale import Variable, solve
+from lightning_grow.scale import Scale, Variable, solve
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace import Forward, Trace, named_tensors, trace
 
@@ -141,6 +143,7 @@ class GrowthPlan:
         impossible: Those of the refusals that no strategy can mend.
         lost: Why the function is not kept, where the strategy does not promise it.
         notes: What else a user should know.
+        attributes: Module attributes that have to change too, by dotted name (a norm's eps).
         lowest_dtype: The lowest float type seen in either pass.
         input_positions: For every dimension of every input tensor, the positions that the source has too.
     """
@@ -152,6 +155,7 @@ class GrowthPlan:
     impossible: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    attributes: Mapping[str, float] = field(default_factory=dict)
     lowest_dtype: torch.dtype = torch.float32
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
 
@@ -258,7 +262,7 @@ def make_plan(
     pairing = pair_traces(old, new, renamed)
     notes = _name_inputs(source, target, new, pairing)
     roles = find_roles(new)
-    draft = _Draft(old, new, pairing, roles, renamed, strategy, seed)
+    draft = _Draft(old, new, pairing, roles, renamed, strategy, allowed, seed)
     saved_old, saved_new = _saved(source), _saved(target)
     impossible = [
         *pairing.refused,
@@ -273,7 +277,8 @@ def make_plan(
         parted, lost = draft.decide()
         impossible += parted
         refused += parted if not strategy.function_preserving else parted + lost
-    return draft.finish(saved_new, tuple(refused), tuple(impossible), tuple(lost), notes)
+    plan = draft.finish(saved_new, tuple(refused), tuple(impossible), tuple(lost), notes)
+    return replace(plan, attributes=draft.attributes(target))
 
 
 def _name_inputs(source: nn.Module, target: nn.Module, new: Trace, pairing: Pairing) -> tuple[str, ...]:
@@ -367,15 +372,16 @@ class _Draft:
         roles: Roles,
         renamed: dict[str, str],
         strategy: Strategy,
+        allowed: Permissions,
         seed: int,
     ) -> None:
         self.old, self.new, self.pairing, self.roles = old, new, pairing, roles
-        self.renamed, self.strategy = renamed, strategy
+        self.renamed, self.strategy, self.allowed = renamed, strategy, allowed
         self.generator = torch.Generator().manual_seed(seed)
         self.identities = self._identities() if strategy.transfers else frozenset[str]()
         self.unit_sources = {atom: self._unit_source(atom) for atom in self._growing()} if strategy.transfers else {}
         self.copied = frozenset(atom for atom, units in self.unit_sources.items() if units is not None)
-        self.interpreter: Interpreter | None = None
+        self.state: State | None = None
         self.factors: dict[Variable, float] = {}
 
     def _growing(self) -> list[Axis]:
@@ -409,58 +415,70 @@ class _Draft:
         Returns:
             Where the two models compute different things whatever their sizes, and why else the function is not kept.
         """
-        interpreter, lost = self._interpret()
-        parted = [item.reason for item in interpreter.failures if item.parted and not self._has_new_layers()]
-        if parted or not lost:
-            self.interpreter = interpreter if self.strategy.function_preserving else None
-            return parted, []
-        if not self.strategy.function_preserving:
-            return [], lost
-        tried, first = {self.copied}, lost
-        while lost:
-            self.copied = self._next_choice(interpreter)
-            if self.copied in tried:
-                return [], first
-            tried.add(self.copied)
-            interpreter, lost = self._interpret()
-        self.interpreter = interpreter
+        promises = self.strategy.function_preserving
+        choice = Choice(self.copied if promises else frozenset(), self.identities)
+        state, lost = self._interpret(choice)
+        parted = [item.reason for item in state.failures if item.parted and not self._has_new_layers()]
+        if parted or not promises:
+            return parted, lost
+        first, tried = lost, {choice}
+        while lost and (choice := self._next_choice(state, tried)) not in tried:
+            tried.add(choice)
+            state, lost = self._interpret(choice)
+        if lost:
+            return [], first
+        self.copied, self.state = state.choice.copied, state
         return [], []
 
-    def _interpret(self) -> tuple[Interpreter, list[str]]:
-        """One run under the present choice of copied units, and why it does not keep the function."""
-        copied = self.copied if self.strategy.function_preserving else frozenset[Axis]()
-        interpreter = Interpreter(self.old, self.new, self.pairing, self.roles, self.renamed, copied, self.identities)
-        interpreter.run()
-        self.factors, broken = solve(interpreter.equations, self._rank)
-        reasons = [item.reason for item in interpreter.failures] + [self._broken(item.reason) for item in broken]
-        return interpreter, list(dict.fromkeys(reasons))
+    def _interpret(self, choice: Choice) -> tuple[State, list[str]]:
+        """One run, and why it does not keep the function."""
+        state = interpret(self.old, self.new, self.pairing, self.roles, self.renamed, choice)
+        self.factors, broken = solve(state.equations, self._rank)
+        reasons = [item.reason for item in state.failures] + [_broken(item.reason) for item in broken]
+        return state, list(dict.fromkeys(reasons))
+
+    def _next_choice(self, state: State, tried: set[Choice]) -> Choice:
+        """Copy the units that could not be fresh, leave fresh those that could not be copied; at last, free eps."""
+        at_fault = {atom for item in state.failures for atom in item.atoms} or state.admitted
+        grown = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
+        choice = replace(state.choice, copied=state.choice.copied ^ frozenset(grown))
+        if choice in tried and self.allowed.attributes:
+            return replace(state.choice, copied=self.copied, free_eps=self._growing_norms())
+        return choice
+
+    def _growing_norms(self) -> frozenset[int]:
+        """The norms whose statistic runs over growing units."""
+        return frozenset(
+            number
+            for number, node in enumerate(self.new.nodes)
+            for meaning in node.meaning
+            if isinstance(meaning, Normalize) and meaning.kind in ("layer", "rms")
+            if any(self.pairing.grows(atom) for dim in meaning.dims for atom in atoms(meaning.input.axes[dim]))
+        )
 
     def _has_new_layers(self) -> bool:
         return any(name not in self.renamed for name in self.new.tensors)
 
-    def _broken(self, reason: str) -> str:
-        return (
-            f"{reason} gets its input at another scale than in the source, and no parameter before it can take up the "
-            "factor. Use a multiple of the source's size, so that units can be copied."
-        )
-
-    def _next_choice(self, interpreter: Interpreter) -> frozenset[Axis]:
-        """Copy the units that could not be fresh; leave fresh those that could not be copied."""
-        at_fault = {atom for item in interpreter.failures for atom in item.atoms} or set(interpreter.admitted)
-        at_fault = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
-        return self.copied ^ frozenset(at_fault)
+    def attributes(self, target: nn.Module) -> dict[str, float]:
+        """The eps of every norm that has to change, by dotted name."""
+        changed: dict[str, float] = {}
+        for number, scale in self.state.decisions.eps.items() if self.state is not None else ():
+            node, factor = self.new.nodes[number], self._factor(scale)
+            old = node.arguments["eps"]
+            name = next((key for key, value in vars(target.get_submodule(node.path)).items() if value == old), None)
+            if name is not None and abs(factor - 1.0) > 1e-12:
+                changed[f"{node.path}.{name}".lstrip(".")] = old * factor
+        return changed
 
     def _rank(self, item: Variable) -> float:
         """Norm gains take up a factor first, then matrices, then biases, then tables."""
         name, _ = item
         rank = len(self.new.tensors[name].axes)
-        return 0.0 if name in self.interpreter_gains else {1: 2.0, 2: 1.0}.get(rank, 1.0)
+        return 0.0 if name in self.gains else {1: 2.0, 2: 1.0}.get(rank, 1.0)
 
-    @property
-    def interpreter_gains(self) -> frozenset[str]:
+    @cached_property
+    def gains(self) -> frozenset[str]:
         """The parameters that scale a norm's output."""
-        from lightning_grow.meanings import Normalize
-
         return frozenset(
             meaning.scale.name
             for node in self.new.nodes
@@ -541,8 +559,8 @@ class _Draft:
 
     def _is_shared(self, name: str, dim: int, atom: Axis) -> bool:
         """Whether a dimension reads copies in shares."""
-        if self.interpreter is not None:
-            return ((name, dim), atom) in self.interpreter.decisions.shares
+        if self.state is not None:
+            return ((name, dim), atom) in self.state.decisions.shares
         return (name, dim) in self.roles.read and (name, dim) not in self.roles.written
 
     def _cells(self, name: str, layout: Layout) -> np.ndarray[Any, Any]:
@@ -557,16 +575,16 @@ class _Draft:
     def _cell(self, name: str, index: tuple[int, ...], is_new: bool) -> CellPlan:
         if not self.strategy.transfers:
             return CellPlan(Kind.NEW)
-        if self.interpreter is None:
+        if self.state is None:
             return self._plain_cell(name, is_new)
         value = self.new.tensors[name]
-        cell = self.interpreter.of(value)[index] if value.constant is None else None
+        cell = self.state.of(value)[index] if value.constant is None else None
         if cell is None:
             return CellPlan(Kind.NEW if is_new else Kind.KEPT)
         if cell.kind is Kind.MEAN:
             dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
-            return CellPlan(Kind.MEAN, self._factor(cell.scale.terms), dim)
-        return CellPlan(cell.kind, self._factor(cell.scale.terms) if cell.kind is Kind.KEPT else 1.0)
+            return CellPlan(Kind.MEAN, self._factor(cell.scale), dim)
+        return CellPlan(cell.kind, self._factor(cell.scale) if cell.kind is Kind.KEPT else 1.0)
 
     def _plain_cell(self, name: str, is_new: bool) -> CellPlan:
         """A lossy strategy: source entries are kept, a new layer is the identity where it can be."""
@@ -579,9 +597,17 @@ class _Draft:
             return CellPlan(Kind.ZERO)
         return CellPlan(Kind.NEW)
 
-    def _factor(self, terms: Mapping[Variable, float]) -> float:
-        total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in terms.items())
-        return math.exp(total) if total else 1.0
+    def _factor(self, scale: Scale) -> float:
+        """The number behind an expression, now that the system is solved."""
+        total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in scale.terms.items())
+        return math.exp(total + scale.constant)
+
+
+def _broken(reason: str) -> str:
+    return (
+        f"{reason} gets its input at another scale than in the source, and no parameter before it can take up the factor. "
+        "Use a multiple of the source's size, so that units can be copied; or, if it is a norm, allow_attribute_changes."
+    )
 
 
 def refuse(plan: GrowthPlan) -> None:

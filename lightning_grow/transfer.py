@@ -16,7 +16,7 @@ from lightning_grow.plan import GrowthPlan, Permissions, make_plan, refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy, find_strategy
 from lightning_grow.trace import Forward, named_tensors
-from lightning_grow.verify import output_error, outputs, rounding_floor, shared_inputs
+from lightning_grow.verify import changed_attributes, output_error, outputs, rounding_floor, set_attributes, shared_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +181,7 @@ def grow(
         seed=seed,
     )
     target.load_state_dict(done.state_dict, assign=_is_meta(target))
+    set_attributes(target, done.plan.attributes)
     return done.report
 
 
@@ -244,7 +245,8 @@ def _measure(
     """The output error and the limit for it."""
     source_inputs = shared_inputs(target_inputs, plan.input_positions)
     expected = outputs(source, source_inputs, forward)
-    got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
+    with changed_attributes(target, plan.attributes):
+        got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
     error = output_error(expected, got)
     if tolerance is not None:
         return error, tolerance
@@ -276,5 +278,6 @@ def _report(
         dead_units=dead,
         twin_units=twins,
         refused=list(plan.lost),
+        attributes=dict(plan.attributes),
         notes=plan.notes,
     )

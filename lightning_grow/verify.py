@@ -28,6 +28,27 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             table[key] = item
 
 
+def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
+    """Set attributes by dotted name."""
+    for name, value in attributes.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, value)
+
+
+@contextlib.contextmanager
+def changed_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Set attributes by dotted name, and put the old values back afterwards."""
+    old = {}
+    for name in attributes:
+        owner, _, attribute = name.rpartition(".")
+        old[name] = getattr(module.get_submodule(owner), attribute)
+    set_attributes(module, attributes)
+    try:
+        yield
+    finally:
+        set_attributes(module, old)
+
+
 def _buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     return [
         (part._buffers, key, item)

@@ -1,0 +1,138 @@
+"""Run the target's tape on cells: find what must be 0, a mean, or scaled for the outputs to be the source's.
+
+Everything new starts free. Where an operator lets a free cell reach a kept one (a sum over units, a residual
+addition, a norm's statistic), the parameter cells behind it are set to 0, or to the mean that a LayerNorm wants, and
+the tape is run again from the first operator that uses them. What no parameter can mend is recorded as a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lightning_grow.cells import LOST, Kind
+from lightning_grow.interpret.contract import contract
+from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
+from lightning_grow.interpret.pointwise import pointwise
+from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State
+from lightning_grow.interpret.statistics import normalize, reduce, softmax
+from lightning_grow.meanings import (
+    Along,
+    Cells,
+    Contract,
+    Create,
+    Lookup,
+    Normalize,
+    Opaque,
+    Pointwise,
+    Rearrange,
+    Reduce,
+    Softmax,
+)
+from lightning_grow.pairing import Pairing
+from lightning_grow.roles import Roles
+from lightning_grow.scale import Equation
+from lightning_grow.trace import Node, Trace, Value
+
+__all__ = ["Choice", "Decisions", "Failure", "State", "interpret"]
+
+_HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
+    Along: along,
+    Contract: contract,
+    Create: create,
+    Lookup: lookup,
+    Normalize: normalize,
+    Opaque: opaque,
+    Pointwise: pointwise,
+    Rearrange: rearrange,
+    Reduce: reduce,
+    Softmax: softmax,
+}
+
+
+def interpret(
+    source: Trace, target: Trace, pairing: Pairing, roles: Roles, renamed: dict[str, str], choice: Choice
+) -> State:
+    """Interpret the target's tape until no decision is open, then compare the outputs.
+
+    Args:
+        source: The source's tape.
+        target: The target's tape.
+        pairing: Which atoms are which.
+        roles: Which dimensions of the target's parameters are read and written.
+        renamed: Target name -> source name.
+        choice: What is fixed for this run.
+
+    Returns:
+        The decisions, the equations that scales have to meet, and the failures.
+    """
+    state = State(source, target, pairing, roles, renamed, choice)
+    while True:
+        try:
+            while state.at < len(target.nodes):
+                _step(state, target.nodes[state.at])
+                state.at += 1
+            _compare_outputs(state)
+            return state
+        except Commit as commit:
+            state.commit(commit)
+
+
+def _step(state: State, node: Node) -> None:
+    """Find the source's node for this one, pair their axes, and work out the cells of the outputs."""
+    if all(value.constant is not None for value in node.outputs):
+        return
+    state.found = state.twins.find(state.at, node, lambda candidate: _fits(candidate, node))
+    if state.found is not None:
+        for old, new in zip(state.found.outputs, node.outputs, strict=True):
+            for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True)):
+                state.pairing.pair(one, other, f"the output of {node.op} in {node.where} axis {dim}")
+    for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
+        state.twins.twin[output] = state.found.outputs[number] if state.found else None
+        try:
+            cells = _HANDLERS[type(meaning)](state, node, output, meaning)
+            lost = any(cell.kind is Kind.LOST for cell in cells.flat)
+        except Lost:
+            lost = True
+        state.cells[output] = state.filled(output, lambda _: LOST) if lost else cells
+
+
+def _fits(candidate: Node, node: Node) -> bool:
+    """Whether the candidate's outputs have the rank of the node's and are nowhere larger."""
+    return all(
+        len(old.axes) == len(new.axes) and all(one.size <= other.size for one, other in zip(old.axes, new.axes, strict=True))
+        for old, new in zip(candidate.outputs, node.outputs, strict=True)
+    )
+
+
+def _compare_outputs(state: State) -> None:
+    old, new = state.source.outputs, state.target.outputs
+    if len(old) != len(new):
+        state.fail(
+            f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the same "
+            "from both.",
+            parted=True,
+        )
+        return
+    for number, (before, after) in enumerate(zip(old, new, strict=True)):
+        _compare_output(state, number, before, after)
+
+
+def _compare_output(state: State, number: int, old: Value, new: Value) -> None:
+    """Every kept cell must be the source's own, unscaled."""
+    if new.constant is not None or any(cell.kind is Kind.LOST for cell in state.of(new).flat):
+        return
+    grid = state.layout.grid(new.axes)
+    for index in np.ndindex(state.of(new).shape):
+        cell = state.of(new)[index]
+        if any(slots[position].is_new for slots, position in zip(grid, index, strict=True)):
+            continue
+        if cell.kind is Kind.NEW:
+            state.part(cell.origin or "new entries")
+            return
+        if cell.kind is Kind.KEPT:
+            state.equations.append(Equation(cell.scale, f"output {number}", state.at))
+    if state.twins.twin.get(new) is not old and not state.failures:
+        state.part(state.parted[min(state.parted)] if state.parted else f"output {number} differently")

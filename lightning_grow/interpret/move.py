@@ -1,0 +1,83 @@
+"""Operators that move entries, look them up, mix positions, or that nothing is known of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_grow.axes import Axis, atoms
+from lightning_grow.cells import Cell, Kind, filled, kept
+from lightning_grow.interpret.state import State
+from lightning_grow.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange
+from lightning_grow.trace import Node, Value
+
+
+def rearrange(state: State, node: Node, output: Value, meaning: Rearrange) -> Cells:
+    """Entries move and are not changed."""
+    cells: Cells = meaning.move(state.layout.count, *[state.of(value) for value in meaning.inputs])
+    return cells
+
+
+def create(state: State, node: Node, output: Value, meaning: Create) -> Cells:
+    """A random tensor, or one made of what is not known."""
+    return state.filled(output, lambda _: Cell(Kind.NEW, origin=f"{node.op} in {node.where}"))
+
+
+def opaque(state: State, node: Node, output: Value, meaning: Opaque) -> Cells:
+    """An operator without a rule is kept where nothing that it meets grows."""
+    growing = [a for value in node.tensors() for axis in value.axes for a in atoms(axis) if state.pairing.grows(a)]
+    if growing or state.found is None:
+        raise state.fail(
+            f"{meaning.reason}, in {node.where}, and meets {state.describe(growing)}. Declare what it does with "
+            "@axis_rule, or keep this size as it is.",
+            growing,
+        )
+    for value in node.tensors():
+        for cell in state.of(value).flat:
+            state.unscaled(cell, node)
+    return state.filled(output, lambda _: kept())
+
+
+def lookup(state: State, node: Node, output: Value, meaning: Lookup) -> Cells:
+    """Rows of a table: the example's indices are the source's, so are the rows."""
+    table, index = state.of(meaning.table), state.of(meaning.index)
+    if any(cell.kind is not Kind.KEPT for cell in index.flat):
+        raise state.fail(f"{node.op} in {node.where} is indexed by new entries; keep what it indexes by as it is.")
+    slots = state.layout.slots(meaning.table.axes[meaning.dim])
+    row = next((number for number, slot in enumerate(slots) if not slot.is_new), 0)
+    rows = table.take(row, axis=meaning.dim)
+    return _unmatched_is_new(state, node, np.broadcast_to(rows, [*index.shape, *rows.shape]))
+
+
+def along(state: State, node: Node, output: Value, meaning: Along) -> Cells:
+    """Positions of some dimensions are mixed, all others treated alike; the mixed ones may not grow."""
+    growing = [atom for dim in meaning.dims for atom in _grown(state, meaning.inputs[0].axes[dim])]
+    if growing:
+        raise state.fail(
+            f"{node.op} in {node.where} goes by position along {state.describe(growing)}: new units would move the "
+            "others. Keep this size as it is.",
+            growing,
+        )
+    cells, shape = state.of(meaning.inputs[0]), state.shape(output)
+    for dim in meaning.dims:
+        cells = cells.take([0], axis=dim)
+    if cells.ndim != len(shape):  # indexing by tensors changes the rank
+        kept_dims = [size for dim, size in enumerate(cells.shape) if dim not in meaning.dims]
+        lead = [1] * (len(shape) - len(kept_dims))
+        at = meaning.dims[0] if meaning.dims == tuple(range(meaning.dims[0], meaning.dims[-1] + 1)) else 0
+        cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
+    cells = _unmatched_is_new(state, node, np.broadcast_to(cells, shape))
+    return filled(shape, lambda index: replace(cells[index], direct=False))
+
+
+def _grown(state: State, axis: Axis) -> list[Axis]:
+    return [atom for atom in atoms(axis) if state.pairing.old_size(atom) and state.pairing.grows(atom)]
+
+
+def _unmatched_is_new(state: State, node: Node, cells: Cells) -> Cells:
+    """Without the source's node a kept cell is no longer known to be the source's."""
+    if state.found is not None or all(cell.kind is not Kind.KEPT for cell in cells.flat):
+        return cells
+    new = Cell(Kind.NEW, origin=state.why_unmatched(node))
+    return filled(cells.shape, lambda index: new if cells[index].kind is Kind.KEPT else cells[index])

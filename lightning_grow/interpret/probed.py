@@ -1,0 +1,96 @@
+"""A pointwise function with its measured algebra, each question asked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_grow import probe
+from lightning_grow.trace import Node, Value
+
+_PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "generator", "out")
+
+
+class Probed:
+    """Answers about a function of `count` inputs; functions of one `key` share their answers."""
+
+    _answers: dict[Any, dict[Any, Any]] = {}
+
+    def __init__(self, function: probe.Function, count: int, key: Any) -> None:
+        self.function, self.count = function, count
+        self.answers = self._answers.setdefault(key, {})
+
+    def _ask(self, question: Any, answer: Callable[[], Any]) -> Any:
+        if question not in self.answers:
+            try:
+                self.answers[question] = answer()
+            except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+                self.answers[question] = None  # the operator takes no such inputs: no law holds
+        return self.answers[question]
+
+    def vanishes(self, zeros: frozenset[int]) -> bool:
+        """Whether the output is 0 where these inputs are."""
+        return bool(self._ask(("vanishes", zeros), lambda: probe.vanishes(self.function, self.count, zeros)))
+
+    def passes(self, zeros: frozenset[int], kept: int) -> bool:
+        """Whether the output is input `kept` where the inputs at `zeros` are 0."""
+        return bool(self._ask(("passes", zeros, kept), lambda: probe.passes(self.function, self.count, zeros, kept)))
+
+    def degree(self, scaled: frozenset[int], zeros: frozenset[int]) -> float | None:
+        """The power with which a common factor on these inputs comes out."""
+        power: float | None = self._ask(
+            ("degree", scaled, zeros), lambda: probe.degree(self.function, self.count, scaled, zeros)
+        )
+        return power
+
+    def averages(self, mean: frozenset[int]) -> bool:
+        """Whether averaging these inputs averages the output."""
+        return bool(self._ask(("averages", mean), lambda: probe.averages(self.function, self.count, mean)))
+
+    def repeats(self) -> bool:
+        """Whether applying it twice is applying it once."""
+        return bool(self._ask("repeats", lambda: probe.repeats(self.function)))
+
+
+ADD = Probed(lambda inputs: inputs[0] + inputs[1], 2, "add")
+MULTIPLY = Probed(lambda inputs: inputs[0] * inputs[1], 2, "multiply")
+
+
+def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
+    """A node's operator as a function of its tensors, and of the numbers named in `changed`.
+
+    Inputs are 1-D float64 samples; boolean and integer tensors are a fixed pattern, tensors in lists are not probed.
+    """
+    arguments = node.arguments
+    tensors = [name for name, value in arguments.items() if isinstance(value, Value)]
+    inputs = [*tensors, *changed]
+    floating = tuple(arguments[name].dtype.is_floating_point or arguments[name].dtype.is_complex for name in tensors)
+
+    def function(samples: Sequence[Tensor]) -> Tensor:
+        values = dict(arguments)
+        for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
+            if name in changed:
+                values[name] = float(sample.abs()[0])
+            elif floating[number]:
+                values[name] = sample.clone()
+            else:
+                values[name] = _pattern(arguments[name].dtype, len(sample))
+        result = _call(node.op, values)
+        return result[0] if isinstance(result, (tuple, list)) else result
+
+    fixed = sorted((name, repr(value)) for name, value in arguments.items() if name not in inputs)
+    return Probed(function, len(inputs), (node.op, tuple(inputs), floating, tuple(fixed)))
+
+
+def _pattern(dtype: torch.dtype, size: int) -> Tensor:
+    mask = torch.arange(size) % 2 == 0
+    return mask if dtype is torch.bool else mask.to(dtype)
+
+
+def _call(op: Any, values: dict[str, Any]) -> Any:
+    named = [argument for argument in op._schema.arguments if argument.name not in _PLACEMENT]
+    args = [values[argument.name] for argument in named if not argument.kwarg_only]
+    return op(*args, **{argument.name: values[argument.name] for argument in named if argument.kwarg_only})

@@ -1,0 +1,240 @@
+"""What a run over the tape knows: the cells of every value, the decisions made, and where the function is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from lightning_grow.axes import Axis
+from lightning_grow.cells import ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
+from lightning_grow.meanings import Cells
+from lightning_grow.pairing import Pairing
+from lightning_grow.roles import Dimension, Roles
+from lightning_grow.scale import ONE, Equation, Scale, variable
+from lightning_grow.trace import Node, Trace, Value
+from lightning_grow.twins import Twins
+
+
+@dataclass
+class Decisions:
+    """What was found: the parameter cells that are not free, and how copied units are read.
+
+    Args:
+        zeros: Cells that must be 0.
+        means: Cells that must be the mean of the source's entries along an axis.
+        shares: Dimensions whose reads of a copied atom are divided among the copies.
+        eps: Norms (node index) whose eps is multiplied, with the factor on the square of their input.
+    """
+
+    zeros: set[Entry] = field(default_factory=set)
+    means: dict[Entry, Axis] = field(default_factory=dict)
+    shares: set[tuple[Dimension, Axis]] = field(default_factory=set)
+    eps: dict[int, Scale] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A place where the function cannot be kept.
+
+    Args:
+        node: Its index on the tape.
+        reason: The sentence for the user.
+        atoms: The growing atoms at fault; copying their units may mend it.
+        parted: Whether the two models compute different things there, whatever their sizes.
+    """
+
+    node: int
+    reason: str
+    atoms: tuple[Axis, ...] = ()
+    parted: bool = False
+
+
+class Commit(Exception):
+    """A decision was made: run again from the first use of its entries."""
+
+    def __init__(self, zeros: Iterable[Entry] = (), means: dict[Entry, Axis] | None = None) -> None:
+        super().__init__()
+        self.zeros, self.means = set(zeros), means or {}
+
+
+class Lost(Exception):
+    """The operator cannot be kept; the refusal is recorded."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is fixed for one run.
+
+    Args:
+        copied: Atoms whose new units are copies.
+        identities: New layers that start as the identity.
+        free_eps: Norms (node index) whose eps may change.
+    """
+
+    copied: frozenset[Axis] = frozenset()
+    identities: frozenset[str] = frozenset()
+    free_eps: frozenset[int] = frozenset()
+
+
+class State:
+    """The state of one run over the target's tape."""
+
+    def __init__(
+        self, source: Trace, target: Trace, pairing: Pairing, roles: Roles, renamed: dict[str, str], choice: Choice
+    ) -> None:
+        self.source, self.target, self.pairing, self.roles = source, target, pairing, roles
+        self.renamed, self.choice = renamed, choice
+        self.layout = Layout(pairing.old_size, choice.copied)
+        self.twins = Twins(source, target, renamed)
+        self.cells: dict[Value, Cells] = {}
+        self.decisions = Decisions()
+        self.equations: list[Equation] = []
+        self.failures: list[Failure] = []
+        self.parted: dict[int, str] = {}  # operators on the source's values that the source does not have
+        self.admitted: set[Axis] = set()  # growing atoms under a statistic that zeros or means keep
+        self.at = 0
+        self.found: Node | None = None  # the source's node for the one being interpreted
+        self.first_use = _first_uses(target)
+
+    # ---- decisions
+    def commit(self, commit: Commit) -> None:
+        """Take up a decision and go back to the first operator it concerns."""
+        self.decisions.zeros |= commit.zeros
+        self.decisions.means.update(commit.means)
+        names = {name for name, _ in commit.zeros | set(commit.means)}
+        for value in [value for value in self.cells if value.name in names]:
+            del self.cells[value]
+        self.at = min([self.at, *(self.first_use.get(name, 0) for name in names)])
+        self.equations = [item for item in self.equations if item.node < self.at]
+        self.failures = [item for item in self.failures if item.node < self.at]
+        self.parted = {number: reason for number, reason in self.parted.items() if number < self.at}
+
+    # ---- refusals
+    def fail(self, reason: str, at_fault: Iterable[Axis] = (), parted: bool = False) -> Lost:
+        """Record a refusal; raise what is returned."""
+        if not any(item.reason == reason for item in self.failures):
+            self.failures.append(Failure(self.at, reason, tuple(dict.fromkeys(at_fault)), parted))
+        return Lost()
+
+    def part(self, origin: str) -> Lost:
+        """Record that the two models part: the target computes `origin`, which the source does not."""
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in self.target.tensors if name not in self.renamed)
+        if not layers:
+            reason = f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
+            return self.fail(reason, parted=True)
+        names = ", ".join(f"'{name}'" for name in layers)
+        reason = (
+            f"new layers {names} change the function: the target computes {origin}. A new layer keeps the function as a "
+            "residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
+            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not function-preserving."
+        )
+        return self.fail(reason, parted=True)
+
+    def why_unmatched(self, node: Node) -> str:
+        """Say what the target computes that the source does not, and what the source does instead."""
+        others = [item for item in self.twins.alternatives(node) if item.name != node.name]
+        instead = f", where the source computes {others[0].op} in {others[0].where}" if others else ""
+        reason = f"{node.op} in {node.where}{instead}"
+        if any(self.twins.twin.get(value) is not None for value in node.tensors() if value.name is None):
+            self.parted.setdefault(self.at, reason)
+        return reason
+
+    def describe(self, growing: Sequence[Axis]) -> str:
+        """Say which axes grow, by the place where each was first met."""
+        parts = []
+        for atom in dict.fromkeys(growing):
+            place = self.pairing.places.get(atom, "a new layer's axis")
+            parts.append(f"{place} ({self.pairing.old_size(atom)} -> {atom.size})")
+        return ", ".join(parts) or "a value that the source does not have"
+
+    # ---- scales
+    def equal(self, first: Scale, second: Scale, node: Node) -> None:
+        """Require two factors to be equal."""
+        self.equations.append(Equation(first - second, f"{node.op} in {node.where}", self.at))
+
+    def unscaled(self, cell: Cell, node: Node) -> None:
+        """Require a cell to have the source's own scale."""
+        if cell.kind in (Kind.KEPT, Kind.MEAN):
+            self.equal(cell.scale, ONE, node)
+
+    # ---- cells
+    def of(self, value: Value) -> Cells:
+        """The cells of a value; those of parameters, inputs and constants are made on first use."""
+        if value not in self.cells:
+            self.cells[value] = self._given(value)
+        return self.cells[value]
+
+    def shape(self, value: Value) -> list[int]:
+        """The number of cells along every dimension."""
+        return [self.layout.count(axis) for axis in value.axes]
+
+    def filled(self, value: Value, make: Callable[[tuple[int, ...]], Cell]) -> Cells:
+        """New cells for a value."""
+        return filled(self.shape(value), make)
+
+    def _given(self, value: Value) -> Cells:
+        grid = self.layout.grid(value.axes)
+
+        def make(index: tuple[int, ...]) -> Cell:
+            slots = [along[number] for along, number in zip(grid, index, strict=True)]
+            if value.name is not None and value.constant is None:
+                return self._parameter_cell(value, value.name, index, slots)
+            if any(slot.is_new for slot in slots):
+                return Cell(Kind.NEW, origin="new entries of an input or a constant")
+            return kept()
+
+        return self.filled(value, make)
+
+    def _parameter_cell(self, value: Value, name: str, index: tuple[int, ...], slots: list[Slot]) -> Cell:
+        entry, is_new = (name, index), any(slot.is_new for slot in slots)
+        if entry in self.decisions.zeros:
+            return ZERO
+        if entry in self.decisions.means:
+            return self._mean_cell(value, name, index, self.decisions.means[entry])
+        if name in self.renamed and not is_new:
+            return kept(variable(name, index) if value.trained else ONE)
+        if name in self.choice.identities and not is_new:
+            return Cell(Kind.IDENTITY)
+        sources = frozenset([entry]) if value.trained else None
+        origin = f"new units of '{name}'" if name in self.renamed else f"the new layer's '{name}'"
+        return Cell(Kind.NEW, sources=sources, mean_sources=sources, direct=value.trained, origin=origin)
+
+    def _mean_cell(self, value: Value, name: str, index: tuple[int, ...], atom: Axis) -> Cell:
+        """The mean, over the source's units of `atom`, of the cell beside it."""
+        base = tuple(
+            self._beside(self.layout.slots(axis), number, atom) for axis, number in zip(value.axes, index, strict=True)
+        )
+        slots = [self.layout.slots(axis)[number] for axis, number in zip(value.axes, base, strict=True)]
+        beside = self._parameter_cell(value, name, base, slots)
+        if beside.kind is Kind.KEPT:
+            return Cell(Kind.MEAN, beside.scale, atom=atom)
+        return beside if beside.kind is Kind.ZERO else replace(beside, sources=None, mean_sources=None, direct=False)
+
+    def _beside(self, slots: list[Slot], number: int, atom: Axis) -> int:
+        """The slot with the source's units of `atom` where slot `number` has the new ones."""
+        if atom not in slots[number].new_atoms():
+            return number
+        wanted = tuple((item, "kept" if item is atom else part) for item, part in slots[number].coordinates)
+        return next(other for other, slot in enumerate(slots) if slot.coordinates == wanted)
+
+
+def _first_uses(trace: Trace) -> dict[str, int]:
+    uses: dict[str, int] = {}
+    for number, node in enumerate(trace.nodes):
+        for value in node.tensors():
+            if value.name is not None:
+                uses.setdefault(value.name, number)
+    return uses
+
+
+def union(sources: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:
+    """All of them together; None if one is missing or there are none."""
+    every = list(sources)
+    if not every or None in every:
+        return None
+    return frozenset().union(*[item for item in every if item is not None])
+
+
+def origins(cells: Iterable[Cell]) -> str:
+    """Where the new cells among these came about."""
+    return ", ".join(dict.fromkeys(cell.origin for cell in cells if cell.origin)) or "new entries"

@@ -1,0 +1,229 @@
+"""Operators that run a statistic over units: reductions, norms, softmax."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_grow.axes import Axis, atoms
+from lightning_grow.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
+from lightning_grow.interpret.contract import multiplicity
+from lightning_grow.interpret.pointwise import combine
+from lightning_grow.interpret.probed import ADD, MULTIPLY
+from lightning_grow.interpret.state import Commit, State, origins, union
+from lightning_grow.meanings import Cells, Normalize, Reduce, Softmax
+from lightning_grow.scale import ONE, Scale, shifted
+from lightning_grow.trace import Node, Value
+
+Member = tuple[Cell, list[Slot]]  # a cell under a statistic, and where it lies along the reduced dimensions
+_SUMMED = ("sum", "mean", "norm")  # statistics to which zeros add nothing
+
+
+def reduce(state: State, node: Node, output: Value, meaning: Reduce) -> Cells:
+    """A statistic over some dimensions."""
+    cells, grid, dims = state.of(meaning.input), state.layout.grid(meaning.input.axes), meaning.dims
+    outer = [dim for dim in range(cells.ndim) if dim not in dims]
+    by_outer = cells.transpose([*outer, *dims])
+    result = filled([cells.shape[dim] for dim in outer], lambda _: LOST)
+    for index in np.ndindex(result.shape):
+        slots = [grid[dim][number] for dim, number in zip(outer, index, strict=True)]
+        members = [
+            (by_outer[index + place], [grid[dim][number] for dim, number in zip(dims, place, strict=True)])
+            for place in np.ndindex(*[cells.shape[dim] for dim in dims])
+        ]
+        result[index] = _statistic(state, node, meaning, members, slots)
+    return result.reshape(state.shape(output))
+
+
+def _statistic(state: State, node: Node, meaning: Reduce, members: list[Member], slots: list[Slot]) -> Cell:
+    cells = [cell for cell, _ in members]
+    if any(cell.kind is Kind.LOST for cell in cells):
+        return LOST
+    if all(cell.kind is Kind.ZERO for cell in cells):
+        return ZERO
+    if state.found is None or any(slot.is_new for slot in slots):
+        known = [cell for cell in cells if cell.kind is not Kind.ZERO]
+        origin = state.why_unmatched(node) if state.found is None else origins(known)
+        return Cell(Kind.NEW, sources=union(cell.sources for cell in known), origin=origin)
+    old, added = _split(members)
+    if any(cell.kind is Kind.NEW for cell in old):
+        raise state.part(origins(old))
+    admit(state, node, meaning.kind, added)
+    live = [cell for cell in old if cell.kind is not Kind.ZERO]
+    for cell in live[1:]:
+        state.equal(cell.scale, live[0].scale, node)
+    copied = [atom for _, at in members for slot in at for atom in slot.copied_atoms()]
+    power = 2.0 if meaning.kind == "var" else 1.0
+    return kept(live[0].scale * power + _shift(state, node, meaning, added, copied))
+
+
+def _split(members: list[Member]) -> tuple[list[Cell], list[Member]]:
+    """The source's cells, and those of new units."""
+    old = [cell for cell, at in members if not any(slot.is_new for slot in at)]
+    return old, [(cell, at) for cell, at in members if any(slot.is_new for slot in at)]
+
+
+def admit(state: State, node: Node, kind: str, added: list[Member]) -> None:
+    """New units under a statistic must be 0, or the mean of the others; commit to it or refuse."""
+    for cell, at in added:
+        growing = [atom for slot in at for atom in slot.new_atoms()]
+        state.admitted.update(growing)
+        if cell.kind is Kind.ZERO and kind in _SUMMED:
+            continue
+        if cell.kind is Kind.MEAN and kind in ("mean", "var") and growing == [cell.atom]:
+            continue
+        if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and len(growing) == 1:
+            raise Commit(means={entry: growing[0] for entry in cell.mean_sources})
+        if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
+            raise Commit(zeros=cell.sources)
+        raise state.fail(
+            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: new units would change it. Use a "
+            f"multiple of {state.pairing.old_size(growing[0])}, so that they can be copies, or keep this size.",
+            growing,
+        )
+
+
+def growth_over(state: State, value: Value, dims: tuple[int, ...]) -> float:
+    """How many times more entries than the source's a statistic runs over."""
+    growth = 1.0
+    for dim in dims:
+        growth *= value.axes[dim].size / max(1, len(state.pairing.old_positions(value.axes[dim])))
+    return growth
+
+
+def _shift(state: State, node: Node, meaning: Reduce, added: list[Member], copied: list[Axis]) -> Scale:
+    """By what factor the statistic changes."""
+    for atom in dict.fromkeys(copied if meaning.kind != "max" else ()):
+        multiplicity(state, node, atom)
+    growth = growth_over(state, meaning.input, meaning.dims)
+    silent = bool(added) and all(cell.kind is Kind.ZERO for cell, _ in added)
+    if meaning.kind == "mean" and silent:
+        return shifted(1.0 / growth)
+    if meaning.kind == "var" and added:
+        return shifted(1.0 / growth)
+    if meaning.kind in ("sum", "norm") and not added:
+        return shifted(growth if meaning.kind == "sum" else growth**0.5)
+    return ONE
+
+
+def normalize(state: State, node: Node, output: Value, meaning: Normalize) -> Cells:
+    """A norm, then its gain and bias."""
+    cells, grid = state.of(meaning.input), state.layout.grid(meaning.input.axes)
+    if state.found is not None:
+        _same_eps(state, node, state.found)
+    gains, shifts = (_along_channels(state, item, meaning, cells) for item in (meaning.scale, meaning.shift))
+    result = filled(cells.shape, lambda _: LOST)
+    for index in np.ndindex(cells.shape):
+        slots = [along[number] for along, number in zip(grid, index, strict=True)]
+        unit = _normalized(state, node, meaning, index, slots)
+        for function, parameter in ((MULTIPLY, gains), (ADD, shifts)):
+            if parameter is not None:
+                unit = combine(state, node, function, [unit, parameter[index]], slots, set())
+        result[index] = unit
+    return result
+
+
+def _same_eps(state: State, node: Node, found: Node) -> None:
+    new, old = node.arguments.get("eps"), found.arguments.get("eps")
+    if new != old:
+        raise state.fail(f"{node.op} in {node.where} has eps {new}, the source {old}; make them the same.", parted=True)
+
+
+def _along_channels(state: State, parameter: Value | None, meaning: Normalize, cells: Cells) -> Cells | None:
+    if parameter is None:
+        return None
+    own = state.of(parameter)
+    if meaning.kind in ("batch", "group"):
+        own = own.reshape([1, -1, *[1] * (cells.ndim - 2)])
+    return np.broadcast_to(own, cells.shape)
+
+
+def _normalized(state: State, node: Node, meaning: Normalize, index: tuple[int, ...], slots: list[Slot]) -> Cell:
+    """One cell before gain and bias."""
+    cells, grid = state.of(meaning.input), state.layout.grid(meaning.input.axes)
+    if any(cell.kind is Kind.LOST for cell in cells.flat):
+        return LOST
+    if state.found is None:
+        return Cell(Kind.NEW, origin=state.why_unmatched(node))
+    if meaning.kind in ("batch", "group"):
+        return _per_unit(state, node, meaning, cells[index], slots)
+    if any(slot.is_new for dim, slot in enumerate(slots) if dim not in meaning.dims):
+        return Cell(Kind.NEW, origin=cells[index].origin)
+    members = [
+        (cells[at], [grid[dim][at[dim]] for dim in meaning.dims])
+        for at in np.ndindex(cells.shape)
+        if all(at[dim] == index[dim] for dim in range(cells.ndim) if dim not in meaning.dims)
+    ]
+    scale = _norm_scale(state, node, meaning, members)
+    return kept(scale) if cells[index].kind is Kind.KEPT else ZERO
+
+
+def _norm_scale(state: State, node: Node, meaning: Normalize, members: list[Member]) -> Scale:
+    """Writers scaled by sqrt(growth) keep the statistic, and so eps, as it is; the output is scaled by as much.
+
+    Where eps itself may change, the writers stay free: eps follows the square of the input's scale.
+    """
+    old, added = _split(members)
+    admit(state, node, "var" if meaning.kind == "layer" else "norm", added)
+    for atom in {atom for _, at in members for slot in at for atom in slot.copied_atoms()}:
+        multiplicity(state, node, atom)
+    growth = growth_over(state, meaning.input, meaning.dims) if added else 1.0
+    wanted = shifted(growth**0.5)
+    if any(cell.kind is Kind.NEW for cell in old):
+        raise state.part(origins(old))
+    if state.at in state.choice.free_eps:
+        state.decisions.eps[state.at] = (old[0].scale - wanted) * 2.0
+        wanted_of_writers = old[0].scale
+    else:
+        wanted_of_writers = wanted
+    for cell in old:
+        if cell.kind is Kind.KEPT:
+            state.equal(cell.scale, wanted_of_writers, node)
+    return wanted
+
+
+def _per_unit(state: State, node: Node, meaning: Normalize, cell: Cell, slots: list[Slot]) -> Cell:
+    """Statistics per unit (batch), or over the units of a group."""
+    if meaning.kind == "group":
+        inner = list(atoms(meaning.group[1]))
+        growing = [atom for atom in inner if state.pairing.grows(atom) and atom not in state.choice.copied]
+        for atom in inner:
+            if state.pairing.grows(atom) and atom in state.choice.copied:
+                multiplicity(state, node, atom)
+        if growing:
+            raise state.fail(
+                f"{node.op} in {node.where} takes its statistics over {state.describe(growing)} inside each group. Grow "
+                f"the number of groups with the width, or use a multiple of {state.pairing.old_size(growing[0])}.",
+                growing,
+            )
+    if cell.kind in (Kind.NEW, Kind.ZERO) or any(slot.is_new for slot in slots):
+        return Cell(Kind.NEW, origin=cell.origin or "new units")
+    state.unscaled(cell, node)
+    return kept()
+
+
+def softmax(state: State, node: Node, output: Value, meaning: Softmax) -> Cells:
+    """A distribution over one dimension: copies share their unit's probability, fresh units would take some."""
+    cells, along = state.of(meaning.input), state.layout.slots(meaning.input.axes[meaning.dim])
+    growing = [atom for slot in along for atom in slot.new_atoms()]
+    if growing and state.found is not None:
+        raise state.fail(
+            f"{node.op} in {node.where} is a softmax over {state.describe(growing)}: new units would take probability from "
+            f"the others. Use a multiple of {state.pairing.old_size(growing[0])}, or keep this size.",
+            growing,
+        )
+    shift = ONE
+    for atom in {atom for slot in along for atom in slot.copied_atoms()}:
+        shift = shift + shifted(1.0 / multiplicity(state, node, atom))
+
+    def make(index: tuple[int, ...]) -> Cell:
+        cell: Cell = cells[index]
+        if cell.kind is Kind.NEW:
+            return replace(cell, sources=None, mean_sources=None, direct=False, born_zero=False)
+        if cell.kind is Kind.LOST or state.found is not None:
+            state.unscaled(cell, node)
+            return cell if cell.kind is Kind.LOST else kept(shift)
+        return Cell(Kind.NEW, origin=state.why_unmatched(node))
+
+    return filled(cells.shape, make)
