@@ -17,7 +17,7 @@ from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import Kind, Layout
 from lightning_grow.depth import match_names
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.interpret import Choice, State, interpret
+from lightning_grow.interpret import Choice, State, interpret, number_variable
 from lightning_grow.meanings import Normalize
 from lightning_grow.maps import AxisMap, UnitMap, axis_map, unit_index
 from lightning_grow.pairing import Pairing, pair_traces
@@ -25,7 +25,7 @@ from lightning_grow.report import as_text
 from lightning_grow.roles import Roles, find_roles
 from lightning_grow.scale import Scale, Variable, solve
 from lightning_grow.strategies.base import Strategy
-from lightning_grow.trace import Forward, Trace, named_tensors, trace
+from lightning_grow.trace import Forward, Node, Trace, named_tensors, trace
 
 Slices = tuple[Any, ...]
 
@@ -262,7 +262,7 @@ def make_plan(
     pairing = pair_traces(old, new, renamed)
     notes = _name_inputs(source, target, new, pairing)
     roles = find_roles(new)
-    draft = _Draft(old, new, pairing, roles, renamed, strategy, allowed, seed)
+    draft = _Draft(old, new, pairing, roles, renamed, strategy, allowed, target, seed)
     saved_old, saved_new = _saved(source), _saved(target)
     impossible = [
         *pairing.refused,
@@ -278,7 +278,7 @@ def make_plan(
         impossible += parted
         refused += parted if not strategy.function_preserving else parted + lost
     plan = draft.finish(saved_new, tuple(refused), tuple(impossible), tuple(lost), notes)
-    return replace(plan, attributes=draft.attributes(target))
+    return replace(plan, attributes=draft.attributes())
 
 
 def _name_inputs(source: nn.Module, target: nn.Module, new: Trace, pairing: Pairing) -> tuple[str, ...]:
@@ -373,10 +373,11 @@ class _Draft:
         renamed: dict[str, str],
         strategy: Strategy,
         allowed: Permissions,
+        target: nn.Module,
         seed: int,
     ) -> None:
         self.old, self.new, self.pairing, self.roles = old, new, pairing, roles
-        self.renamed, self.strategy, self.allowed = renamed, strategy, allowed
+        self.renamed, self.strategy, self.allowed, self.target = renamed, strategy, allowed, target
         self.generator = torch.Generator().manual_seed(seed)
         self.identities = self._identities() if strategy.transfers else frozenset[str]()
         self.unit_sources = {atom: self._unit_source(atom) for atom in self._growing()} if strategy.transfers else {}
@@ -443,36 +444,41 @@ class _Draft:
         grown = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
         choice = replace(state.choice, copied=state.choice.copied ^ frozenset(grown))
         if choice in tried and self.allowed.attributes:
-            return replace(state.choice, copied=self.copied, free_eps=self._growing_norms())
+            return replace(state.choice, copied=self.copied, free_numbers=self._free_numbers())
         return choice
 
-    def _growing_norms(self) -> frozenset[int]:
-        """The norms whose statistic runs over growing units."""
+    def _free_numbers(self) -> frozenset[tuple[int, str]]:
+        """The eps of norms, and numbers that are added, where a module attribute of that value gives them."""
         return frozenset(
-            number
+            (number, name)
             for number, node in enumerate(self.new.nodes)
-            for meaning in node.meaning
-            if isinstance(meaning, Normalize) and meaning.kind in ("layer", "rms")
-            if any(self.pairing.grows(atom) for dim in meaning.dims for atom in atoms(meaning.input.axes[dim]))
+            for name, value in node.arguments.items()
+            if (name == "eps" or node.name == "add") and isinstance(value, float) and self._attribute(node, value)
         )
+
+    def _attribute(self, node: Node, value: float) -> str:
+        """The dotted name of the module attribute that has this value where `node` runs."""
+        own = vars(self.target.get_submodule(node.path)).items()
+        name = next((key for key, item in own if isinstance(item, float) and item == value), "")
+        return f"{node.path}.{name}".lstrip(".") if name else ""
 
     def _has_new_layers(self) -> bool:
         return any(name not in self.renamed for name in self.new.tensors)
 
-    def attributes(self, target: nn.Module) -> dict[str, float]:
-        """The eps of every norm that has to change, by dotted name."""
+    def attributes(self) -> dict[str, float]:
+        """The module attributes that have to change, by dotted name."""
         changed: dict[str, float] = {}
-        for number, scale in self.state.decisions.eps.items() if self.state is not None else ():
-            node, factor = self.new.nodes[number], self._factor(scale)
-            old = node.arguments["eps"]
-            name = next((key for key, value in vars(target.get_submodule(node.path)).items() if value == old), None)
-            if name is not None and abs(factor - 1.0) > 1e-12:
-                changed[f"{node.path}.{name}".lstrip(".")] = old * factor
+        for number, name in self.state.decisions.numbers if self.state is not None else ():
+            value, factor = self.new.nodes[number].arguments[name], self._factor(number_variable(number, name))
+            if abs(factor - 1.0) > 1e-12:
+                changed[self._attribute(self.new.nodes[number], value)] = value * factor
         return changed
 
     def _rank(self, item: Variable) -> float:
         """Norm gains take up a factor first, then matrices, then biases, then tables."""
         name, _ = item
+        if name not in self.new.tensors:
+            return 3.0  # a module attribute, last of all
         rank = len(self.new.tensors[name].axes)
         return 0.0 if name in self.gains else {1: 2.0, 2: 1.0}.get(rank, 1.0)
 

@@ -100,6 +100,19 @@ def averages(function: Function, count: int, mean: frozenset[int]) -> bool:
     return _holds(law, count)
 
 
+def cancels(function: Function) -> bool:
+    """Whether a function of two inputs is 0 where they are equal.
+
+    >>> cancels(lambda inputs: inputs[0] - inputs[1])
+    True
+    """
+
+    def law(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return function([inputs[0], inputs[0]]).double(), torch.zeros(_SAMPLES, dtype=torch.float64)
+
+    return _holds(law, 2)
+
+
 def repeats(function: Function) -> bool:
     """Whether applying a function of one input twice is applying it once (a ReLU).
 

@@ -16,7 +16,7 @@ from lightning_grow.cells import LOST, Kind
 from lightning_grow.interpret.contract import contract
 from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
 from lightning_grow.interpret.pointwise import pointwise
-from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State
+from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State, number_variable
 from lightning_grow.interpret.statistics import normalize, reduce, softmax
 from lightning_grow.meanings import (
     Along,
@@ -36,7 +36,7 @@ from lightning_grow.roles import Roles
 from lightning_grow.scale import Equation
 from lightning_grow.trace import Node, Trace, Value
 
-__all__ = ["Choice", "Decisions", "Failure", "State", "interpret"]
+__all__ = ["Choice", "Decisions", "Failure", "State", "interpret", "number_variable"]
 
 _HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
     Along: along,

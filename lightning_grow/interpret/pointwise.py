@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_grow.axes import atoms
+from lightning_grow.axes import atoms, resolve
 from lightning_grow.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
 from lightning_grow.interpret.probed import Probed, probed_operator
 from lightning_grow.interpret.state import Commit, State, origins, union
-from lightning_grow.meanings import Cells, Pointwise
+from lightning_grow.meanings import Cells, Pointwise, Reduce
 from lightning_grow.scale import ONE, Scale, shifted
 from lightning_grow.trace import Node, Value
 
 
 def pointwise(state: State, node: Node, output: Value, meaning: Pointwise) -> Cells:
     """One entry of each input makes one of the output."""
-    changed = _changed_numbers(state, node)
-    numbers = [kept(shifted(ratio)) for ratio in changed.values()]
+    changed = {name: shifted(ratio) for name, ratio in _changed_numbers(state, node).items()}
+    for name in [name for number, name in state.choice.free_numbers if number == state.at]:
+        changed[name] = changed.get(name, ONE) + state.free_number(node, name)
+    numbers = [kept(scale) for scale in changed.values()]
     if meaning.function is not None:
         function = Probed(meaning.function, len(meaning.inputs), (node.op, "rule"))
     else:
@@ -136,10 +138,24 @@ def combine(
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     if not means:
         return kept(scale)
+    if len(inputs) == 2 and function.cancels() and _is_centred(state, node, min(means)):
+        return ZERO
     one_axis = len({inputs[i].atom for i in means}) == 1
     if not zeros and one_axis and function.averages(means):  # a 0 among the inputs is no mean
         return Cell(Kind.MEAN, scale, atom=inputs[min(means)].atom)
     return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
+
+
+def _is_centred(state: State, node: Node, which: int) -> bool:
+    """Whether input `which` meets its own mean over the units that a MEAN is taken of (x - mean(x))."""
+    value, mean = (state.twins.twin.get(node.tensors()[index]) for index in (which, 1 - which))
+    maker = next((item for item in state.source.nodes if mean in item.outputs), None) if mean is not None else None
+    if value is None or mean is None or maker is None:
+        return False
+    meaning = maker.meaning[maker.outputs.index(mean)]
+    if not isinstance(meaning, Reduce) or meaning.kind != "mean" or meaning.input is not value:
+        return False
+    return len(meaning.dims) == 1 and resolve(value.axes[meaning.dims[0]]).kind is None
 
 
 def _combine_new(

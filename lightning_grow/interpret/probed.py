@@ -50,6 +50,10 @@ class Probed:
         """Whether averaging these inputs averages the output."""
         return bool(self._ask(("averages", mean), lambda: probe.averages(self.function, self.count, mean)))
 
+    def cancels(self) -> bool:
+        """Whether two equal inputs give 0 (a subtraction)."""
+        return bool(self._ask("cancels", lambda: probe.cancels(self.function)))
+
     def repeats(self) -> bool:
         """Whether applying it twice is applying it once."""
         return bool(self._ask("repeats", lambda: probe.repeats(self.function)))

@@ -23,13 +23,13 @@ class Decisions:
         zeros: Cells that must be 0.
         means: Cells that must be the mean of the source's entries along an axis.
         shares: Dimensions whose reads of a copied atom are divided among the copies.
-        eps: Norms (node index) whose eps is multiplied, with the factor on the square of their input.
+        numbers: Module attributes that may take up a factor: (node index, argument name).
     """
 
     zeros: set[Entry] = field(default_factory=set)
     means: dict[Entry, Axis] = field(default_factory=dict)
     shares: set[tuple[Dimension, Axis]] = field(default_factory=set)
-    eps: dict[int, Scale] = field(default_factory=dict)
+    numbers: set[tuple[int, str]] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Choice:
     Args:
         copied: Atoms whose new units are copies.
         identities: New layers that start as the identity.
-        free_eps: Norms (node index) whose eps may change.
+        free_numbers: Number arguments that a module attribute gives and that may change: (node index, argument name).
     """
 
     copied: frozenset[Axis] = frozenset()
     identities: frozenset[str] = frozenset()
-    free_eps: frozenset[int] = frozenset()
+    free_numbers: frozenset[tuple[int, str]] = frozenset()
 
 
 class State:
@@ -157,6 +157,13 @@ class State:
         if cell.kind in (Kind.KEPT, Kind.MEAN):
             self.equal(cell.scale, ONE, node)
 
+    def free_number(self, node: Node, name: str) -> Scale:
+        """The factor that a number argument takes up: none, unless it may change."""
+        if (self.at, name) not in self.choice.free_numbers:
+            return ONE
+        self.decisions.numbers.add((self.at, name))
+        return number_variable(self.at, name)
+
     # ---- cells
     def of(self, value: Value) -> Cells:
         """The cells of a value; those of parameters, inputs and constants are made on first use."""
@@ -216,6 +223,11 @@ class State:
             return number
         wanted = tuple((item, "kept" if item is atom else part) for item, part in slots[number].coordinates)
         return next(other for other, slot in enumerate(slots) if slot.coordinates == wanted)
+
+
+def number_variable(node: int, name: str) -> Scale:
+    """The free factor of a number argument."""
+    return variable(f"{name} of operator {node}", ())
 
 
 def _first_uses(trace: Trace) -> dict[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_grow.axes import Axis, atoms
+from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
 from lightning_grow.interpret.contract import multiplicity
 from lightning_grow.interpret.pointwise import combine
@@ -49,7 +49,7 @@ def _statistic(state: State, node: Node, meaning: Reduce, members: list[Member],
     old, added = _split(members)
     if any(cell.kind is Kind.NEW for cell in old):
         raise state.part(origins(old))
-    admit(state, node, meaning.kind, added)
+    admit(state, node, meaning.kind, added, _only_atom(meaning.input, meaning.dims))
     live = [cell for cell in old if cell.kind is not Kind.ZERO]
     for cell in live[1:]:
         state.equal(cell.scale, live[0].scale, node)
@@ -64,17 +64,23 @@ def _split(members: list[Member]) -> tuple[list[Cell], list[Member]]:
     return old, [(cell, at) for cell, at in members if any(slot.is_new for slot in at)]
 
 
-def admit(state: State, node: Node, kind: str, added: list[Member]) -> None:
-    """New units under a statistic must be 0, or the mean of the others; commit to it or refuse."""
+def _only_atom(value: Value, dims: tuple[int, ...]) -> Axis | None:
+    """The atom that a statistic runs over, if it runs over nothing else: its units' mean is then the statistic's."""
+    axes = [resolve(value.axes[dim]) for dim in dims if value.axes[dim].size != 1]
+    return axes[0] if len(axes) == 1 and axes[0].kind is None else None
+
+
+def admit(state: State, node: Node, kind: str, added: list[Member], only: Axis | None) -> None:
+    """New units under a statistic must be 0, or the mean of the others where it runs over nothing else."""
     for cell, at in added:
         growing = [atom for slot in at for atom in slot.new_atoms()]
         state.admitted.update(growing)
         if cell.kind is Kind.ZERO and kind in _SUMMED:
             continue
-        if cell.kind is Kind.MEAN and kind in ("mean", "var") and growing == [cell.atom]:
+        if cell.kind is Kind.MEAN and kind in ("mean", "var") and cell.atom is only:
             continue
-        if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and len(growing) == 1:
-            raise Commit(means={entry: growing[0] for entry in cell.mean_sources})
+        if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and only is not None:
+            raise Commit(means={entry: only for entry in cell.mean_sources})
         if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
             raise Commit(zeros=cell.sources)
         raise state.fail(
@@ -160,27 +166,23 @@ def _normalized(state: State, node: Node, meaning: Normalize, index: tuple[int, 
 
 
 def _norm_scale(state: State, node: Node, meaning: Normalize, members: list[Member]) -> Scale:
-    """Writers scaled by sqrt(growth) keep the statistic, and so eps, as it is; the output is scaled by as much.
+    """The factor of the normalised output.
 
-    Where eps itself may change, the writers stay free: eps follows the square of the input's scale.
+    With input scale s and statistic s^2 / growth, eps has to follow the statistic: eps' / eps = s^2 / growth. A fixed
+    eps wants writers scaled by s = sqrt(growth); the output is scaled by sqrt(growth) either way.
     """
     old, added = _split(members)
-    admit(state, node, "var" if meaning.kind == "layer" else "norm", added)
+    only = _only_atom(meaning.input, meaning.dims)
+    admit(state, node, "var" if meaning.kind == "layer" else "norm", added, only)
     for atom in {atom for _, at in members for slot in at for atom in slot.copied_atoms()}:
         multiplicity(state, node, atom)
-    growth = growth_over(state, meaning.input, meaning.dims) if added else 1.0
-    wanted = shifted(growth**0.5)
     if any(cell.kind is Kind.NEW for cell in old):
         raise state.part(origins(old))
-    if state.at in state.choice.free_eps:
-        state.decisions.eps[state.at] = (old[0].scale - wanted) * 2.0
-        wanted_of_writers = old[0].scale
-    else:
-        wanted_of_writers = wanted
+    growth = shifted(growth_over(state, meaning.input, meaning.dims) if added else 1.0)
     for cell in old:
         if cell.kind is Kind.KEPT:
-            state.equal(cell.scale, wanted_of_writers, node)
-    return wanted
+            state.equal(cell.scale * 2.0 - growth, state.free_number(node, "eps"), node)
+    return growth * 0.5
 
 
 def _per_unit(state: State, node: Node, meaning: Normalize, cell: Cell, slots: list[Slot]) -> Cell:
