@@ -7,6 +7,7 @@ from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, Unk
 from lightning_grow.growable import GrowableMixin
 from lightning_grow.plan import GrowthPlan
 from lightning_grow.report import TransferReport
+from lightning_grow.rules import axis_rule
 from lightning_grow.strategies import Strategy, list_strategies, register_strategy
 from lightning_grow.transfer import grow, plan_growth
 
@@ -23,6 +24,7 @@ __all__ = [
     "Strategy",
     "TransferReport",
     "UnknownStrategy",
+    "axis_rule",
     "convert_checkpoint",
     "grow",
     "list_strategies",

@@ -67,8 +67,33 @@ Rule = Callable[[Call], list[Output]]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a function into the table under the operators' names."""
+def axis_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Declare what an operator does with axes, for operators that the library has no rule for.
+
+    The function gets a `Call` (`call["name"]` is an argument by its schema name, `call.input` the first tensor,
+    `call.shapes` the output shapes) and returns one (axes, meaning) per output. The rules of this file are the examples
+    to follow; most operators are one of
+
+    * `pointwise(call)`: one entry of each input makes one of the output;
+    * `call.rearrange(axes, move)`: entries move;
+    * `contract(left, right, labels, shape)`: a sum of products, labelled as in einsum;
+    * `(axes, Along((call.input,), dims))`: positions of some dimensions are mixed, all others treated alike.
+
+    Args:
+        *names: Operators: "relu" for aten.relu, "mylib::scan" for another library's. A name that has a rule gets the
+            new one.
+
+    Returns:
+        The decorator.
+
+    >>> @torch.library.custom_op("doctest::double", mutates_args=())
+    ... def double(x: torch.Tensor) -> torch.Tensor:
+    ...     return 2 * x
+    >>> _ = double.register_fake(torch.empty_like)
+    >>> @axis_rule("doctest::double")
+    ... def double_rule(call):
+    ...     return pointwise(call)
+    """
 
     def enter(function: Rule) -> Rule:
         for name in names:
@@ -108,10 +133,17 @@ def create(call: Call) -> list[Output]:
     return [(_fresh(shape), Create()) for shape in call.shapes]
 
 
-for _name in ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones"):
+for _name in ("bernoulli", "new_empty", "new_empty_strided", "empty_strided", "normal", "uniform", "exponential"):
     RULES[_name] = create
-for _name in ("new_empty", "new_full", "bernoulli", "empty_strided", "new_empty_strided", "randint_like"):
-    RULES[_name] = create
+
+
+@axis_rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "zero", "fill")
+@axis_rule("new_zeros", "new_ones", "new_full")
+def create_like(call: Call) -> list[Output]:
+    """Make a tensor in the shape of another."""
+    axes = list(call.input.axes)
+    shaped = [axis.size for axis in axes] == list(call.shapes[0])
+    return [(axes if shaped else _fresh(call.shapes[0]), Create())]
 
 
 def broadcast(values: Sequence[Value], shape: Sequence[int]) -> list[Axis]:
@@ -135,19 +167,15 @@ def pointwise(call: Call) -> list[Output]:
     return [(broadcast(call.node.tensors(), shape), meaning) for shape in call.shapes]
 
 
-for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "fill", "where", "lerp", "tril", "triu"):
+for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"):
     RULES[_name] = pointwise
-for _name in ("normal", "uniform", "zero", "exponential"):
-    RULES[_name] = create
-
-
-@rule("detach", "alias", "lift_fresh", "lift_fresh_copy", "view_as_real_copy")
+@axis_rule("detach", "alias", "lift_fresh", "lift_fresh_copy", "view_as_real_copy")
 def same(call: Call) -> list[Output]:
     """Nothing changes."""
     return call.rearrange(list(call.input.axes), lambda count, cells: cells)
 
 
-@rule("t", "transpose", "permute", "numpy_T", "swapaxes", "movedim")
+@axis_rule("t", "transpose", "permute", "numpy_T", "swapaxes", "movedim")
 def permute(call: Call) -> list[Output]:
     """Reorder dimensions."""
     rank = len(call.input.axes)
@@ -161,7 +189,7 @@ def permute(call: Call) -> list[Output]:
     return [(axes, Rearrange((call.input,), lambda count, cells: cells.transpose(order), tuple(order)))]
 
 
-@rule("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "_reshape_alias", "flatten", "unflatten")
+@axis_rule("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "_reshape_alias", "flatten", "unflatten")
 def view(call: Call) -> list[Output]:
     """Factor and merge axes in row-major order."""
     axes = _keep_equal(call.input.axes, call.shapes[0]) or reshape(call.input.axes, call.shapes[0])
@@ -177,7 +205,7 @@ def _keep_equal(axes: list[Axis], shape: Sequence[int]) -> list[Axis] | None:
     return [Axis(1) if size == 1 else next(rest) for size in shape]
 
 
-@rule("expand")
+@axis_rule("expand")
 def expand(call: Call) -> list[Output]:
     """Repeat along axes of size 1 without copying."""
     shape, axes = call.shapes[0], call.input.axes
@@ -189,7 +217,7 @@ def expand(call: Call) -> list[Output]:
     return call.rearrange(out, lambda count, cells: np.broadcast_to(cells, [count(axis) for axis in out]))
 
 
-@rule("repeat")
+@axis_rule("repeat")
 def repeat(call: Call) -> list[Output]:
     """Tile: the copies run slowest."""
     times, shape = call["repeats"], call.shapes[0]
@@ -204,7 +232,7 @@ def repeat(call: Call) -> list[Output]:
     return call.rearrange(axes, move)
 
 
-@rule("repeat_interleave")
+@axis_rule("repeat_interleave")
 def repeat_interleave(call: Call) -> list[Output]:
     """Repeat each position in place: the copies run fastest."""
     if not isinstance(call.get("repeats"), int):
@@ -227,7 +255,7 @@ def narrow(call: Call, dim: int, sizes: Sequence[int], index: int) -> Output:
     return axes, Rearrange((call.input,), move)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
+@axis_rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
 def split(call: Call) -> list[Output]:
     """Cut one dimension into consecutive pieces."""
     dim = call.get("dim", 0) % len(call.input.axes)
@@ -235,7 +263,7 @@ def split(call: Call) -> list[Output]:
     return [narrow(call, dim, sizes, index) for index in range(len(sizes))]
 
 
-@rule("slice")
+@axis_rule("slice")
 def slice_(call: Call) -> list[Output]:
     """Take a range of positions; a step takes one column of the folded axis."""
     dim = call["dim"] % len(call.input.axes)
@@ -270,14 +298,14 @@ def _pick(call: Call, dim: int, index: int) -> Output:
     return axes[:dim] + axes[dim + 1 :], Rearrange((call.input,), lambda count, cells: narrowed(count, cells).take(0, axis=dim))
 
 
-@rule("select")
+@axis_rule("select")
 def select(call: Call) -> list[Output]:
     """Take one position and drop its dimension."""
     dim = call["dim"] % len(call.input.axes)
     return [_pick(call, dim, call["index"] % call.input.axes[dim].size)]
 
 
-@rule("unbind")
+@axis_rule("unbind")
 def unbind(call: Call) -> list[Output]:
     """Take every position on its own."""
     dim = call["dim"] % len(call.input.axes)
@@ -286,7 +314,7 @@ def unbind(call: Call) -> list[Output]:
     return [_pick(call, dim, index) for index in range(axis.size)]
 
 
-@rule("cat")
+@axis_rule("cat")
 def cat(call: Call) -> list[Output]:
     """Put tensors one after the other."""
     values = [value for value in call["tensors"] if 0 not in [axis.size for axis in value.axes] or len(value.axes) > 1]
@@ -300,7 +328,7 @@ def cat(call: Call) -> list[Output]:
     return call.rearrange(axes, lambda count, *cells: np.concatenate(cells, axis=dim), *values)
 
 
-@rule("stack")
+@axis_rule("stack")
 def stack(call: Call) -> list[Output]:
     """Put tensors one after the other along a new dimension."""
     values = call["tensors"]
@@ -312,7 +340,7 @@ def stack(call: Call) -> list[Output]:
     return call.rearrange(axes, lambda count, *cells: np.stack(cells, axis=dim), *values)
 
 
-@rule("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
+@axis_rule("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 def matmul(call: Call) -> list[Output]:
     """Sum of products over the shared axis."""
     bias = call.get("self") if call.node.name in ("addmm", "baddbmm") else None
@@ -345,7 +373,7 @@ def contract(
     return [(axes, Contract(left, right, labels, bias))]
 
 
-@rule("convolution")
+@axis_rule("convolution")
 def convolution(call: Call) -> list[Output]:
     """Contract channels; the window slides over the other axes."""
     image, weight, bias, groups = call["input"], call["weight"], call.get("bias"), call["groups"]
@@ -376,14 +404,14 @@ def _grouped(call: Call, image: Value, weight: Value, groups: int, window: str) 
     return [image.axes[0], wide, *_fresh(call.shapes[0][2:])], Contract(image, weight, labels, None, factors)
 
 
-@rule("embedding")
+@axis_rule("embedding")
 def embedding(call: Call) -> list[Output]:
     """Pick rows by index."""
     table, index = call["weight"], call["indices"]
     return [([*index.axes, *table.axes[1:]], Lookup(table, index, 0))]
 
 
-@rule("index_select", "gather", "index", "take_along_dim")
+@axis_rule("index_select", "gather", "index", "take_along_dim")
 def index(call: Call) -> list[Output]:
     """Pick positions by an index tensor."""
     value = call.input
@@ -437,7 +465,7 @@ _STATISTICS = {
 }
 
 
-@rule(*_STATISTICS)
+@axis_rule(*_STATISTICS)
 def reduce(call: Call) -> list[Output]:
     """A statistic over dimensions."""
     if call.node.name in ("max", "min") and "other" in call.arguments:
@@ -451,13 +479,13 @@ def reduce(call: Call) -> list[Output]:
     return [(list(axes), Reduce(value, dims, kind, keepdim)) for kind in kinds]
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+@axis_rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def softmax(call: Call) -> list[Output]:
     """A distribution over one dimension."""
     return [(list(call.input.axes), Softmax(call.input, call["dim"] % len(call.input.axes)))]
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+@axis_rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(call: Call) -> list[Output]:
     """A norm over the last dimensions."""
     value = call.input
@@ -472,7 +500,7 @@ def layer_norm(call: Call) -> list[Output]:
     return [(list(value.axes), Normalize(value, dims, kind, scale, shift)), *statistics]
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
+@axis_rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
 def batch_norm(call: Call) -> list[Output]:
     """A norm per channel: nothing is summed over units."""
     value = call.input
@@ -484,7 +512,7 @@ def batch_norm(call: Call) -> list[Output]:
     return [(list(value.axes), meaning), *[(_fresh(shape), Create()) for shape in call.shapes[1:]]]
 
 
-@rule("native_group_norm", "group_norm")
+@axis_rule("native_group_norm", "group_norm")
 def group_norm(call: Call) -> list[Output]:
     """A norm over the channels of each group."""
     value = call.input
@@ -497,7 +525,7 @@ def group_norm(call: Call) -> list[Output]:
     return [(list(value.axes), meaning), *[(_fresh(shape), Create()) for shape in call.shapes[1:]]]
 
 
-@rule(
+@axis_rule(
     "max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_avg_pool1d",
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
@@ -513,7 +541,7 @@ def spatial(call: Call) -> list[Output]:
     return [(list(axes), Along((value,), window)) for _ in call.shapes]
 
 
-@rule("constant_pad_nd")
+@axis_rule("constant_pad_nd")
 def pad(call: Call) -> list[Output]:
     """Add positions at the ends of the last dimensions."""
     value, shape = call.input, call.shapes[0]
@@ -522,7 +550,7 @@ def pad(call: Call) -> list[Output]:
     return [(axes, Along((value,), window))]
 
 
-@rule("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "logcumsumexp", "cummax", "fft_fft", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+@axis_rule("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "logcumsumexp", "cummax", "fft_fft", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def along(call: Call) -> list[Output]:
     """Mix the positions of some dimensions."""
     value = call.input
@@ -533,7 +561,7 @@ def along(call: Call) -> list[Output]:
     ]
 
 
-@rule("topk")
+@axis_rule("topk")
 def topk(call: Call) -> list[Output]:
     """Pick the largest positions of one dimension."""
     value, dim = call.input, call["dim"] % len(call.input.axes)
@@ -541,7 +569,7 @@ def topk(call: Call) -> list[Output]:
     return [(list(axes), Along((value,), (dim,))) for _ in call.shapes]
 
 
-@rule("glu")
+@axis_rule("glu")
 def glu(call: Call) -> list[Output]:
     """First half times the sigmoid of the second: a cut, then pointwise."""
     value, dim = call.input, call["dim"] % len(call.input.axes)
@@ -556,7 +584,7 @@ def glu(call: Call) -> list[Output]:
     return [([*value.axes[:dim], first, *value.axes[dim + 1 :]], meaning)]
 
 
-@rule("pixel_shuffle")
+@axis_rule("pixel_shuffle")
 def pixel_shuffle(call: Call) -> list[Output]:
     """Channels are output channels by a square of pixels."""
     value, shape = call.input, call.shapes[0]

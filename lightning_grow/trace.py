@@ -21,6 +21,7 @@ from lightning_grow.axes import Axis, AxisError
 from lightning_grow.errors import RefusedGrowth
 
 Forward = Callable[..., Any]
+_CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
 
@@ -35,6 +36,7 @@ class Value:
         trained: Whether it is a parameter.
         input_index: Which example input it is, if it is one.
         constant: The real content, where neither a parameter nor an input has a part in it.
+        learned: Whether a parameter or a saved buffer has a part in it.
     """
 
     axes: list[Axis]
@@ -43,6 +45,7 @@ class Value:
     trained: bool = False
     input_index: int | None = None
     constant: Tensor | None = None
+    learned: bool = False
 
 @dataclass(eq=False)
 class Node:
@@ -138,6 +141,8 @@ class _Tracer(TorchDispatchMode):
     def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
         if tensors[0].constant is not None:
             return tensors[0].constant.item()
+        if tensors[0].learned:
+            raise _Branches(self.path[-1] if self.path else "")
         if self.device == "meta":
             raise _NeedsData(self.path[-1] if self.path else "")
         return op(*args)
@@ -150,14 +155,17 @@ class _Tracer(TorchDispatchMode):
             return tree_map(move, arguments)
 
     def _constant_results(self, op: Any, args: Any, kwargs: Any, tensors: list[Value]) -> list[Tensor | None]:
-        """Run the operator on the real contents where all of them are known."""
+        """Run the operator on the real contents where all of them are known, or do not matter."""
+        if operator_name(op) in _CONTENT_FREE:
+            args = tree_map(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, args)
+            tensors = []
         if any(value.constant is None for value in tensors) or torch.Tag.nondeterministic_seeded in op.tags:
             return []
         contents = iter([value.constant for value in tensors])
 
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                content = next(contents)
+                content = next(contents, leaf)
                 assert content is not None  # checked above
                 return content.clone() if op._schema.is_mutable else content
             return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
@@ -176,7 +184,8 @@ class _Tracer(TorchDispatchMode):
         axes, node.meaning = apply_rule(node, [tuple(tensor.shape) for tensor in tensors])
         constants = constants or [None] * len(tensors)
         for tensor, its_axes, constant in zip(tensors, axes, constants, strict=True):
-            value = Value(its_axes, tensor.dtype, constant=constant)
+            learned = constant is None and any(item.learned for item in node.tensors())
+            value = Value(its_axes, tensor.dtype, constant=constant, learned=learned)
             node.outputs.append(value)
             if node.op._schema.is_mutable and tensor._is_view() and tensor._base is not None:
                 self._forget_base(node, tensor)
@@ -196,7 +205,11 @@ class _Tracer(TorchDispatchMode):
 
 
 class _NeedsData(Exception):
-    """The forward pass asks for the content of a tensor, which a meta tensor does not have."""
+    """The forward pass asks for the content of an input, which a meta tensor does not have."""
+
+
+class _Branches(Exception):
+    """The forward pass asks for the content of a tensor that depends on weights: what it does may change with them."""
 
 
 @contextlib.contextmanager
@@ -294,9 +307,11 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     """
     try:
         return _run(module, example_inputs, forward, "meta")
+    except _Branches as error:
+        raise RefusedGrowth(_branching(module, error)) from None
     except _NeedsData as error:
         reason = f"the forward of '{error}' reads the content of a tensor (.item(), an if on a tensor)"
-    except (RuntimeError, NotImplementedError, AxisError) as error:
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AxisError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if any(tensor.is_meta for tensor in named_tensors(module).values()):
         raise RefusedGrowth(
@@ -305,12 +320,23 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
         )
     try:
         return _run(module, example_inputs, forward, None)
+    except _Branches as error:
+        raise RefusedGrowth(_branching(module, error)) from None
     except Exception as error:
         raise RefusedGrowth(
             f"cannot trace {type(module).__name__}: {type(error).__name__}: {error}. Expected example_inputs that its "
             "forward accepts (a tuple of positional or a dict of keyword arguments); for a module without a usable "
             "forward pass forward= a callable (module, *inputs)."
         ) from error
+
+
+def _branching(module: nn.Module, error: _Branches) -> str:
+    where = f"'{error}'" if str(error) else "its forward"
+    return (
+        f"cannot trace {type(module).__name__}: {where} reads the content of a tensor that depends on weights (.item(), an if "
+        "or a loop on a tensor), so one pass does not show all it can do. Use torch.where instead, or pass forward= a "
+        "callable (module, *inputs) without that choice."
+    )
 
 
 def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
@@ -350,7 +376,7 @@ def _register(module: nn.Module, tracer: _Tracer, device: str | None) -> dict[in
             constant = None if learned or tensor.is_meta else tensor.detach().cpu()
             axes = [Axis(size) for size in tensor.shape]
             trained = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-            tracer.track(stand_ins[id(tensor)], Value(axes, tensor.dtype, name, trained, constant=constant))
+            tracer.track(stand_ins[id(tensor)], Value(axes, tensor.dtype, name, trained, None, constant, learned))
         tracer.trace.tensors[name] = tracer.values[id(stand_ins[id(tensor)])]
     return stand_ins
 

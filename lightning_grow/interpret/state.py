@@ -187,6 +187,8 @@ class State:
             if value.name is not None and value.constant is None:
                 return self._parameter_cell(value, value.name, index, slots)
             if any(slot.is_new for slot in slots):
+                if value.constant is not None and not value.constant.any():
+                    return ZERO
                 return Cell(Kind.NEW, origin="new entries of an input or a constant")
             return kept()
 
