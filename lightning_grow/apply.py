@@ -12,16 +12,16 @@ from torch import Tensor
 
 from lightning_grow.cells import Kind
 from lightning_grow.maps import AxisMap
-from lightning_grow.plan import GrowthPlan, Slices, TensorPlan
 from lightning_grow.report import TensorReport
 from lightning_grow.strategies.base import Block, Strategy
-
+from lightning_grow.tensor_plan import Slices, TensorPlan
 
 MOST_RUNS = 1024  # consecutive pieces of a block up to which copying them beats gathering
 
 
 def write_state(
-    plan: GrowthPlan,
+    tensors: Mapping[str, TensorPlan],
+    strategy: Strategy,
     source_state: Mapping[str, Tensor],
     target_state: Mapping[str, Tensor],
     out: Mapping[str, Tensor],
@@ -32,12 +32,12 @@ def write_state(
     source_names = {name.replace("_orig_mod.", ""): name for name in source_state}
     done: set[int] = set()  # a tied tensor is written once
     for name, grown in out.items():
-        item = plan.tensors.get(name.replace("_orig_mod.", ""))
+        item = tensors.get(name.replace("_orig_mod.", ""))
         if item is None or not isinstance(grown, Tensor) or id(grown) in done:
             continue
         done.add(id(grown))
         source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
-        _write_tensor(item, source, target_state[name].detach(), grown.detach(), plan.strategy, generator)
+        _write_tensor(item, source, target_state[name].detach(), grown.detach(), strategy, generator)
 
 
 def empty_state(target_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +175,10 @@ def _mean(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], facto
     """The mean over the source's units of one dimension, the same for every new unit."""
     assert source is not None  # a mean has a source
     beside = tuple(0 if number == dim else slot for number, slot in enumerate(index))
-    shape = [1 if number == dim else int((axis.slot == slot).sum()) for number, (axis, slot) in enumerate(zip(item.maps, beside, strict=True))]
+    shape = [
+        1 if number == dim else int((axis.slot == slot).sum())
+        for number, (axis, slot) in enumerate(zip(item.maps, beside, strict=True))
+    ]
     reduced = replace(item, maps=tuple(_one(axis) if number == dim else axis for number, axis in enumerate(item.maps)))
     return _gather(reduced, source.mean(dim, keepdim=True, dtype=torch.float64), beside, factor).reshape(shape)
 
@@ -216,7 +219,9 @@ def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:
             continue
         new += count
         zeroed += count - int(torch.count_nonzero(_take(grown, item.at(index))))
-    return TensorReport(item.name, item.source_name, item.source_shape, item.target_shape, _axes(item), copied, new, zeroed, factor)
+    return TensorReport(
+        item.name, item.source_name, item.source_shape, item.target_shape, _axes(item), copied, new, zeroed, factor
+    )
 
 
 def _axes(item: TensorPlan) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 
 Shapes = Mapping[str, tuple[int, ...]]
 Layer = dict[str, tuple[int, ...]]
@@ -56,7 +56,9 @@ def _match_level(source: Shapes, target: Shapes, old_prefix: str, new_prefix: st
     if len(old_numbered) == len(new_numbered):
         pairs += list(zip(sorted(old_numbered, key=int), sorted(new_numbered, key=int), strict=True))
     elif old_numbered and new_numbered:
-        pairs += _in_order(source, target, old_prefix, new_prefix, sorted(old_numbered, key=int), sorted(new_numbered, key=int))
+        pairs += _in_order(
+            source, target, old_prefix, new_prefix, sorted(old_numbered, key=int), sorted(new_numbered, key=int)
+        )
     pairs += [(child, child) for child in new_children if child in old_children and not child.isdigit()]
     for old, new in pairs:
         old_name, new_name = old_prefix + old, new_prefix + new
@@ -79,7 +81,7 @@ def _in_order(
     old_layers = [_layer(source, f"{old_prefix}{child}.") for child in old]
     new_layers = [_layer(target, f"{new_prefix}{child}.") for child in new]
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(i: int, j: int) -> tuple[int, int, tuple[tuple[int, int], ...]]:
         """Least (unmatched source layers, growth) of layers from i and j on, with the pairs."""
         if i == len(old_layers):

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lightning_grow.axes import Axis
-from lightning_grow.trace import Value
+from lightning_grow.tape import Value
 
-Cells = np.ndarray[Any, Any]
+Cells = Any  # a numpy array of Cell, whose elements numpy's own types cannot tell
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,11 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Contract:
-    """A sum of products over shared axes, labelled as in einsum; "." labels an axis that is summed or slid over in
-    place (a convolution's window) and may not grow, brackets a product of axes (groups by channels of a group)."""
+    """A sum of products over shared axes, labelled as in einsum.
+
+    "." labels an axis that is summed or slid over in place (a convolution's window) and may not grow, brackets a
+    product of axes (groups by channels of a group).
+    """
 
     left: Value
     right: Value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_grow.axes import Axis, AxisError, atoms, cut, factor, resolve
 from lightning_grow.maps import UnitMap, axis_map, prefix_map
-from lightning_grow.trace import Trace, Value
+from lightning_grow.tape import Trace, Value
 
 
 @dataclass
@@ -60,8 +60,8 @@ class Pairing:
             return
         if atom.kind is not None:
             self.refused.append(
-                f"inputs change by name ({len(source)} -> {len(target)}), but the model splits its input axis as {atom}; "
-                "give each part an input of its own."
+                f"inputs change by name ({len(source)} -> {len(target)}), but the model splits its input axis as {atom}"
+                "; give each part an input of its own."
             )
             return
         place = {name: number for number, name in enumerate(source)}
@@ -128,8 +128,7 @@ class Pairing:
         return True
 
     def _match(self, source: tuple[Axis, ...], target: tuple[Axis, ...]) -> dict[int, int] | None:
-        """Target part -> source part, in order; parts known to belong together first, then equal sizes, then the
-        earliest."""
+        """Target part -> source part in order: known partners first, then equal sizes, then the earliest."""
         if len(source) == len(target):
             return {index: index for index in range(len(source))}
         if len(source) > len(target):
@@ -226,7 +225,8 @@ def pair_traces(source: Trace, target: Trace, renamed: dict[str, str]) -> Pairin
 def _pair_values(pairing: Pairing, source: Value, target: Value, place: str) -> None:
     if len(source.axes) != len(target.axes):
         pairing.refused.append(
-            f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the target."
+            f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the "
+            "target. Keep the layer's kind."
         )
         return
     for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):

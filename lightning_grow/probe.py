@@ -93,7 +93,9 @@ def averages(function: Function, count: int, mean: frozenset[int]) -> bool:
 
     def law(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         others = _sample(count, offset=count + 1, positive=bool((inputs[0] > 0).all()) if inputs else False)
-        second = [other if index in mean else item for index, (item, other) in enumerate(zip(inputs, others, strict=True))]
+        second = [
+            other if index in mean else item for index, (item, other) in enumerate(zip(inputs, others, strict=True))
+        ]
         middle = [(one + two) / 2 for one, two in zip(inputs, second, strict=True)]
         return function(middle).double(), (function(inputs).double() + function(second).double()) / 2
 
@@ -150,6 +152,7 @@ def pointwise_function(op: Any, arguments: dict[str, Any], is_tensor: Callable[[
             else:
                 args.append(item)
         result = op(*args, **kwargs)
-        return result[0] if isinstance(result, (tuple, list)) else result
+        first: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return first
 
     return function

@@ -82,7 +82,11 @@ class TransferReport:
     def summary(self) -> str:
         """Return the totals in one sentence."""
         copied, new, zeroed = (sum(getattr(item, key) for item in self.tensors) for key in ("copied", "new", "zeroed"))
-        checked = "not verified" if self.max_output_error is None else f"largest output difference {self.max_output_error:.1e}"
+        checked = (
+            "not verified"
+            if self.max_output_error is None
+            else f"largest output difference {self.max_output_error:.1e}"
+        )
         kind = "function-preserving" if self.function_preserving else "not function-preserving"
         return f"{self.strategy}: {copied:,} entries copied, {new:,} new ({zeroed:,} of them 0); {checked}, {kind}."
 

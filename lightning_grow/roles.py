@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lightning_grow.axes import atoms
 from lightning_grow.meanings import Contract, Lookup, Rearrange
-from lightning_grow.trace import Trace, Value
+from lightning_grow.tape import Trace, Value
 
 Dimension = tuple[str, int]  # a parameter's name and one of its dimensions
 
@@ -106,4 +106,3 @@ def split_labels(letters: str) -> list[str]:
         else:
             labels.append(letter)
     return labels
-

@@ -26,7 +26,7 @@ from lightning_grow.meanings import (
     Reduce,
     Softmax,
 )
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 Output = tuple[list[Axis], Any]
 
@@ -137,7 +137,9 @@ for _name in ("bernoulli", "new_empty", "new_empty_strided", "empty_strided", "n
     RULES[_name] = create
 
 
-@axis_rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "zero", "fill")
+@axis_rule(
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "zero", "fill"
+)
 @axis_rule("new_zeros", "new_ones", "new_full")
 def create_like(call: Call) -> list[Output]:
     """Make a tensor in the shape of another."""
@@ -169,6 +171,8 @@ def pointwise(call: Call) -> list[Output]:
 
 for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"):
     RULES[_name] = pointwise
+
+
 @axis_rule("detach", "alias", "lift_fresh", "lift_fresh_copy", "view_as_real_copy")
 def same(call: Call) -> list[Output]:
     """Nothing changes."""
@@ -255,7 +259,9 @@ def narrow(call: Call, dim: int, sizes: Sequence[int], index: int) -> Output:
     return axes, Rearrange((call.input,), move)
 
 
-@axis_rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes")
+@axis_rule(
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "tensor_split", "unsafe_split_with_sizes"
+)
 def split(call: Call) -> list[Output]:
     """Cut one dimension into consecutive pieces."""
     dim = call.get("dim", 0) % len(call.input.axes)
@@ -295,7 +301,9 @@ def _pick(call: Call, dim: int, index: int) -> Output:
     size = call.input.axes[dim].size
     axes, meaning = narrow(call, dim, [index, 1, size - index - 1], 1)
     narrowed = meaning.move
-    return axes[:dim] + axes[dim + 1 :], Rearrange((call.input,), lambda count, cells: narrowed(count, cells).take(0, axis=dim))
+    return axes[:dim] + axes[dim + 1 :], Rearrange(
+        (call.input,), lambda count, cells: narrowed(count, cells).take(0, axis=dim)
+    )
 
 
 @axis_rule("select")
@@ -344,7 +352,9 @@ def stack(call: Call) -> list[Output]:
 def matmul(call: Call) -> list[Output]:
     """Sum of products over the shared axis."""
     bias = call.get("self") if call.node.name in ("addmm", "baddbmm") else None
-    left, right = [value for value in call.node.tensors() if value is not bias or call.node.tensors().count(value) > 1][-2:]
+    left, right = [value for value in call.node.tensors() if value is not bias or call.node.tensors().count(value) > 1][
+        -2:
+    ]
     labels = {
         "mm": ("ik", "kj", "ij"),
         "bmm": ("bik", "bkj", "bij"),
@@ -472,9 +482,7 @@ def reduce(call: Call) -> list[Output]:
         return pointwise(call)
     value, dims = call.input, call.dims()
     keepdim = bool(call.get("keepdim", False))
-    axes = [
-        Axis(1) if dim in dims else axis for dim, axis in enumerate(value.axes) if keepdim or dim not in dims
-    ]
+    axes = [Axis(1) if dim in dims else axis for dim, axis in enumerate(value.axes) if keepdim or dim not in dims]
     kinds = ["var", "mean"] if call.node.name == "var_mean" else [_STATISTICS[call.node.name]] * len(call.shapes)
     return [(list(axes), Reduce(value, dims, kind, keepdim)) for kind in kinds]
 
@@ -496,7 +504,9 @@ def layer_norm(call: Call) -> list[Output]:
         for axis, other in zip(value.axes[-count:], parameter.axes if parameter else [], strict=False):
             unify(axis, other)
     kind = "layer" if call.node.name == "native_layer_norm" else "rms"
-    statistics = [([*value.axes[:-count], *_fresh([1] * count)], Reduce(value, dims, "var", True))] * (len(call.shapes) - 1)
+    statistics = [([*value.axes[:-count], *_fresh([1] * count)], Reduce(value, dims, "var", True))] * (
+        len(call.shapes) - 1
+    )
     return [(list(value.axes), Normalize(value, dims, kind, scale, shift)), *statistics]
 
 
@@ -550,7 +560,20 @@ def pad(call: Call) -> list[Output]:
     return [(axes, Along((value,), window))]
 
 
-@axis_rule("cumsum", "cumprod", "flip", "roll", "sort", "argsort", "logcumsumexp", "cummax", "fft_fft", "_fft_r2c", "_fft_c2r", "_fft_c2c")
+@axis_rule(
+    "cumsum",
+    "cumprod",
+    "flip",
+    "roll",
+    "sort",
+    "argsort",
+    "logcumsumexp",
+    "cummax",
+    "fft_fft",
+    "_fft_r2c",
+    "_fft_c2r",
+    "_fft_c2c",
+)
 def along(call: Call) -> list[Output]:
     """Mix the positions of some dimensions."""
     value = call.input
@@ -598,5 +621,3 @@ def pixel_shuffle(call: Call) -> list[Output]:
         return np.broadcast_to(flat[..., None], [*cells.shape[:lead], count(channels), *map(count, axes[lead + 1 :])])
 
     return call.rearrange(axes, move)
-
-

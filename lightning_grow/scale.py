@@ -65,7 +65,9 @@ class Equation:
     node: int
 
 
-def solve(equations: Iterable[Equation], rank: Callable[[Variable], float]) -> tuple[dict[Variable, float], list[Equation]]:
+def solve(
+    equations: Iterable[Equation], rank: Callable[[Variable], float]
+) -> tuple[dict[Variable, float], list[Equation]]:
     """Find factors for which every equation holds, changing as few tensors as the elimination allows.
 
     Gauss-Jordan elimination over the variables in order of `rank` (smallest first = most willing to change); the

@@ -8,8 +8,7 @@ has to be seen.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,97 +18,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_grow.axes import Axis, AxisError
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.meanings import Opaque
+from lightning_grow.rules import apply_rule
+from lightning_grow.tape import Node, Trace, Value, bind_arguments, operator_name
 
 Forward = Callable[..., Any]
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
 
-@dataclass(eq=False)
-class Value:
-    """One tensor of the tape.
-
-    Args:
-        axes: One axis per dimension.
-        dtype: The tensor's type.
-        name: The parameter's or buffer's name, if it is one.
-        trained: Whether it is a parameter.
-        input_index: Which example input it is, if it is one.
-        constant: The real content, where neither a parameter nor an input has a part in it.
-        learned: Whether a parameter or a saved buffer has a part in it.
-    """
-
-    axes: list[Axis]
-    dtype: torch.dtype
-    name: str | None = None
-    trained: bool = False
-    input_index: int | None = None
-    constant: Tensor | None = None
-    learned: bool = False
-
-@dataclass(eq=False)
-class Node:
-    """One operator call: arguments by their schema names, with a `Value` in the place of each tensor."""
-
-    op: torch._ops.OpOverload
-    arguments: dict[str, Any]
-    path: str
-    outputs: list[Value] = field(default_factory=list)
-    meaning: list[Any] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The operator's name without overload and without the underscore of an in-place form."""
-        return operator_name(self.op)
-
-    @property
-    def where(self) -> str:
-        """The module that called it, for messages."""
-        return f"'{self.path}'" if self.path else "the model's forward"
-
-    def tensors(self) -> list[Value]:
-        """The tensor arguments in schema order, lists flattened."""
-        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
-
-
-@dataclass
-class Trace:
-    """The tape of one forward pass."""
-
-    nodes: list[Node] = field(default_factory=list)
-    tensors: dict[str, Value] = field(default_factory=dict)
-    inputs: list[Value] = field(default_factory=list)
-    outputs: list[Value] = field(default_factory=list)
-    lowest_dtype: torch.dtype = torch.float64
-
-
-def operator_name(op: torch._ops.OpOverload) -> str:
-    """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.
-
-    >>> operator_name(torch.ops.aten.add_.Tensor)
-    'add'
-    """
-    namespace, name = op._schema.name.split("::")
-    name = name.rstrip("_") if op._schema.is_mutable and name != "_" else name
-    return name if namespace == "aten" else f"{namespace}::{name}"
-
-
-def bind_arguments(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every argument by the operator's schema, defaults included."""
-    bound: dict[str, Any] = {}
-    for index, argument in enumerate(op._schema.arguments):
-        if index < len(args):
-            bound[argument.name] = args[index]
-        else:
-            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
-    return bound
-
-
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
     """Records each operator; `device` is "meta", or None to run on the tensors as they are."""
 
     def __init__(self, device: str | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.device = Trace(), device
         self.values: dict[int, Value] = {}
         self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
@@ -157,7 +79,9 @@ class _Tracer(TorchDispatchMode):
     def _constant_results(self, op: Any, args: Any, kwargs: Any, tensors: list[Value]) -> list[Tensor | None]:
         """Run the operator on the real contents where all of them are known, or do not matter."""
         if operator_name(op) in _CONTENT_FREE:
-            args = tree_map(lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, args)
+            args = tree_map(
+                lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, args
+            )
             tensors = []
         if any(value.constant is None for value in tensors) or torch.Tag.nondeterministic_seeded in op.tags:
             return []
@@ -175,11 +99,12 @@ class _Tracer(TorchDispatchMode):
         return [item if isinstance(item, Tensor) and item.numel() <= _LARGEST_CONSTANT else None for item in results]
 
     def _record(self, node: Node, result: Any, args: Any, constants: list[Tensor | None]) -> None:
-        from lightning_grow.rules import apply_rule  # the rules are written in terms of this module's tape
-
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in tensors:
-            if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < torch.finfo(self.trace.lowest_dtype).bits:
+            if (
+                tensor.is_floating_point()
+                and torch.finfo(tensor.dtype).bits < torch.finfo(self.trace.lowest_dtype).bits
+            ):
                 self.trace.lowest_dtype = tensor.dtype
         axes, node.meaning = apply_rule(node, [tuple(tensor.shape) for tensor in tensors])
         constants = constants or [None] * len(tensors)
@@ -194,8 +119,6 @@ class _Tracer(TorchDispatchMode):
 
     def _forget_base(self, node: Node, view: Tensor) -> None:
         """A write through a view changes the tensor below it: what that holds is no longer known."""
-        from lightning_grow.rules import Opaque
-
         base = view._base
         assert base is not None
         reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
@@ -333,9 +256,9 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
 def _branching(module: nn.Module, error: _Branches) -> str:
     where = f"'{error}'" if str(error) else "its forward"
     return (
-        f"cannot trace {type(module).__name__}: {where} reads the content of a tensor that depends on weights (.item(), an if "
-        "or a loop on a tensor), so one pass does not show all it can do. Use torch.where instead, or pass forward= a "
-        "callable (module, *inputs) without that choice."
+        f"cannot trace {type(module).__name__}: {where} reads the content of a tensor that depends on weights "
+        "(.item(), an if or a loop on a tensor), so one pass does not show all it can do. Use torch.where instead, or "
+        "pass forward= a callable (module, *inputs) without that choice."
     )
 
 
@@ -345,9 +268,11 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))
     call = forward if forward is not None else type(module).__call__
-    with evaluating(module), _paths(module, tracer), _plain_kernels(), torch.random.fork_rng(devices=[]):
-        with _swapped(module, stand_ins), tracer:
-            result = call(module, *args, **kwargs)
+    undisturbed = evaluating(module), _plain_kernels(), torch.random.fork_rng(devices=[])
+    with contextlib.ExitStack() as stack:
+        for context in (*undisturbed, _paths(module, tracer), _swapped(module, stand_ins), tracer):
+            stack.enter_context(context)
+        result = call(module, *args, **kwargs)
     tracer.trace.outputs = [tracer.value_of(leaf) for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
     return tracer.trace
 

@@ -10,13 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.apply import empty_state, report_tensor, write_state
+from lightning_grow.draft import make_plan
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.liveness import count_dead_and_twins
-from lightning_grow.plan import GrowthPlan, Permissions, make_plan, refuse
+from lightning_grow.mismatch import Permissions
+from lightning_grow.plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy, find_strategy
 from lightning_grow.trace import Forward, named_tensors
-from lightning_grow.verify import changed_attributes, output_error, outputs, rounding_floor, set_attributes, shared_inputs
+from lightning_grow.verify import (
+    changed_attributes,
+    output_error,
+    outputs,
+    rounding_floor,
+    set_attributes,
+    shared_inputs,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,7 @@ def transfer(
     refuse(plan)
     initial = _initial_state(target, seed)
     grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
-    write_state(plan, source.state_dict(), initial, grown, seed)
+    write_state(plan.tensors, chosen, source.state_dict(), initial, grown, seed)
     if not verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None))
     error, limit = _measure(source, target, plan, grown, target_inputs, forward, tolerance)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_grow.trace import Node, Trace, Value
+from lightning_grow.tape import Node, Trace, Value
 
 Key = tuple[Any, ...]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_grow.cells import LOST, Kind
+from lightning_grow.alignment import Alignment
+from lightning_grow.cells import LOST, Cell, Kind
 from lightning_grow.interpret.contract import contract
 from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
 from lightning_grow.interpret.pointwise import pointwise
@@ -31,10 +32,8 @@ from lightning_grow.meanings import (
     Reduce,
     Softmax,
 )
-from lightning_grow.pairing import Pairing
-from lightning_grow.roles import Roles
 from lightning_grow.scale import Equation
-from lightning_grow.trace import Node, Trace, Value
+from lightning_grow.tape import Node, Value
 
 __all__ = ["Choice", "Decisions", "Failure", "State", "interpret", "number_variable"]
 
@@ -52,27 +51,21 @@ _HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
 }
 
 
-def interpret(
-    source: Trace, target: Trace, pairing: Pairing, roles: Roles, renamed: dict[str, str], choice: Choice
-) -> State:
+def interpret(both: Alignment, choice: Choice) -> State:
     """Interpret the target's tape until no decision is open, then compare the outputs.
 
     Args:
-        source: The source's tape.
-        target: The target's tape.
-        pairing: Which atoms are which.
-        roles: Which dimensions of the target's parameters are read and written.
-        renamed: Target name -> source name.
+        both: Source and target, traced and paired.
         choice: What is fixed for this run.
 
     Returns:
         The decisions, the equations that scales have to meet, and the failures.
     """
-    state = State(source, target, pairing, roles, renamed, choice)
+    state = State(both, choice)
     while True:
         try:
-            while state.at < len(target.nodes):
-                _step(state, target.nodes[state.at])
+            while state.at < len(state.target.nodes):
+                _step(state, state.target.nodes[state.at])
                 state.at += 1
             _compare_outputs(state)
             return state
@@ -102,7 +95,8 @@ def _step(state: State, node: Node) -> None:
 def _fits(candidate: Node, node: Node) -> bool:
     """Whether the candidate's outputs have the rank of the node's and are nowhere larger."""
     return all(
-        len(old.axes) == len(new.axes) and all(one.size <= other.size for one, other in zip(old.axes, new.axes, strict=True))
+        len(old.axes) == len(new.axes)
+        and all(one.size <= other.size for one, other in zip(old.axes, new.axes, strict=True))
         for old, new in zip(candidate.outputs, node.outputs, strict=True)
     )
 
@@ -111,8 +105,8 @@ def _compare_outputs(state: State) -> None:
     old, new = state.source.outputs, state.target.outputs
     if len(old) != len(new):
         state.fail(
-            f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the same "
-            "from both.",
+            f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the "
+            "same from both.",
             parted=True,
         )
         return
@@ -126,7 +120,7 @@ def _compare_output(state: State, number: int, old: Value, new: Value) -> None:
         return
     grid = state.layout.grid(new.axes)
     for index in np.ndindex(state.of(new).shape):
-        cell = state.of(new)[index]
+        cell: Cell = state.of(new)[index]
         if any(slots[position].is_new for slots, position in zip(grid, index, strict=True)):
             continue
         if cell.kind is Kind.NEW:

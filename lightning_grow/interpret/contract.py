@@ -15,7 +15,7 @@ from lightning_grow.interpret.state import Commit, State, union
 from lightning_grow.meanings import Cells, Contract
 from lightning_grow.roles import Dimension, split_labels
 from lightning_grow.scale import ONE, Scale, shifted
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def multiplicity(state: State, node: Node, atom: Axis) -> float:
     old = state.pairing.old_size(atom)
     if atom.size % old:
         raise state.fail(
-            f"{node.op} in {node.where} sums over {state.describe([atom])}, whose copies cannot be read in shares; use a "
-            f"multiple of {old}.",
+            f"{node.op} in {node.where} sums over {state.describe([atom])}, whose copies cannot be read in shares; use "
+            f"a multiple of {old}.",
             [atom],
         )
     return atom.size / old

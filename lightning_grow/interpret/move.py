@@ -10,7 +10,7 @@ from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import Cell, Kind, filled, kept
 from lightning_grow.interpret.state import State
 from lightning_grow.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 
 def rearrange(state: State, node: Node, output: Value, meaning: Rearrange) -> Cells:

@@ -14,7 +14,7 @@ from lightning_grow.interpret.probed import Probed, probed_operator
 from lightning_grow.interpret.state import Commit, State, origins, union
 from lightning_grow.meanings import Cells, Pointwise, Reduce
 from lightning_grow.scale import ONE, Scale, shifted
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 
 def pointwise(state: State, node: Node, output: Value, meaning: Pointwise) -> Cells:

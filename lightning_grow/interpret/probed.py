@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_grow import probe
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 _PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "generator", "out")
 
@@ -17,7 +17,7 @@ _PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "gener
 class Probed:
     """Answers about a function of `count` inputs; functions of one `key` share their answers."""
 
-    _answers: dict[Any, dict[Any, Any]] = {}
+    _answers: ClassVar[dict[Any, dict[Any, Any]]] = {}
 
     def __init__(self, function: probe.Function, count: int, key: Any) -> None:
         self.function, self.count = function, count
@@ -83,7 +83,8 @@ def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
             else:
                 values[name] = _pattern(arguments[name].dtype, len(sample))
         result = _call(node.op, values)
-        return result[0] if isinstance(result, (tuple, list)) else result
+        first: Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return first
 
     fixed = sorted((name, repr(value)) for name, value in arguments.items() if name not in inputs)
     return Probed(function, len(inputs), (node.op, tuple(inputs), floating, tuple(fixed)))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from lightning_grow.alignment import Alignment
 from lightning_grow.axes import Axis
 from lightning_grow.cells import ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
 from lightning_grow.meanings import Cells
-from lightning_grow.pairing import Pairing
-from lightning_grow.roles import Dimension, Roles
+from lightning_grow.roles import Dimension
 from lightning_grow.scale import ONE, Equation, Scale, variable
-from lightning_grow.trace import Node, Trace, Value
+from lightning_grow.tape import Node, Trace, Value
 from lightning_grow.twins import Twins
 
 
@@ -79,13 +79,11 @@ class Choice:
 class State:
     """The state of one run over the target's tape."""
 
-    def __init__(
-        self, source: Trace, target: Trace, pairing: Pairing, roles: Roles, renamed: dict[str, str], choice: Choice
-    ) -> None:
-        self.source, self.target, self.pairing, self.roles = source, target, pairing, roles
-        self.renamed, self.choice = renamed, choice
-        self.layout = Layout(pairing.old_size, choice.copied)
-        self.twins = Twins(source, target, renamed)
+    def __init__(self, both: Alignment, choice: Choice) -> None:
+        self.source, self.target, self.renamed = both.source, both.target, both.renamed
+        self.pairing, self.roles, self.choice = both.pairing, both.roles, choice
+        self.layout = Layout(self.pairing.old_size, choice.copied)
+        self.twins = Twins(self.source, self.target, self.renamed)
         self.cells: dict[Value, Cells] = {}
         self.decisions = Decisions()
         self.equations: list[Equation] = []
@@ -94,7 +92,7 @@ class State:
         self.admitted: set[Axis] = set()  # growing atoms under a statistic that zeros or means keep
         self.at = 0
         self.found: Node | None = None  # the source's node for the one being interpreted
-        self.first_use = _first_uses(target)
+        self.first_use = _first_uses(self.target)
 
     # ---- decisions
     def commit(self, commit: Commit) -> None:
@@ -120,13 +118,16 @@ class State:
         """Record that the two models part: the target computes `origin`, which the source does not."""
         layers = dict.fromkeys(name.rpartition(".")[0] for name in self.target.tensors if name not in self.renamed)
         if not layers:
-            reason = f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
+            reason = (
+                f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
+            )
             return self.fail(reason, parted=True)
         names = ", ".join(f"'{name}'" for name in layers)
         reason = (
-            f"new layers {names} change the function: the target computes {origin}. A new layer keeps the function as a "
-            "residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
-            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not function-preserving."
+            f"new layers {names} change the function: the target computes {origin}. A new layer keeps the function as "
+            "a residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
+            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not "
+            "function-preserving."
         )
         return self.fail(reason, parted=True)
 

@@ -14,7 +14,7 @@ from lightning_grow.interpret.probed import ADD, MULTIPLY
 from lightning_grow.interpret.state import Commit, State, origins, union
 from lightning_grow.meanings import Cells, Normalize, Reduce, Softmax
 from lightning_grow.scale import ONE, Scale, shifted
-from lightning_grow.trace import Node, Value
+from lightning_grow.tape import Node, Value
 
 Member = tuple[Cell, list[Slot]]  # a cell under a statistic, and where it lies along the reduced dimensions
 _SUMMED = ("sum", "mean", "norm")  # statistics to which zeros add nothing
@@ -28,7 +28,7 @@ def reduce(state: State, node: Node, output: Value, meaning: Reduce) -> Cells:
     result = filled([cells.shape[dim] for dim in outer], lambda _: LOST)
     for index in np.ndindex(result.shape):
         slots = [grid[dim][number] for dim, number in zip(outer, index, strict=True)]
-        members = [
+        members: list[Member] = [
             (by_outer[index + place], [grid[dim][number] for dim, number in zip(dims, place, strict=True)])
             for place in np.ndindex(*[cells.shape[dim] for dim in dims])
         ]
@@ -80,12 +80,12 @@ def admit(state: State, node: Node, kind: str, added: list[Member], only: Axis |
         if cell.kind is Kind.MEAN and kind in ("mean", "var") and cell.atom is only:
             continue
         if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and only is not None:
-            raise Commit(means={entry: only for entry in cell.mean_sources})
+            raise Commit(means=dict.fromkeys(cell.mean_sources, only))
         if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
             raise Commit(zeros=cell.sources)
         raise state.fail(
-            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: new units would change it. Use a "
-            f"multiple of {state.pairing.old_size(growing[0])}, so that they can be copies, or keep this size.",
+            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: new units would change it. Use "
+            f"a multiple of {state.pairing.old_size(growing[0])}, so that they can be copies, or keep this size.",
             growing,
         )
 
@@ -156,7 +156,7 @@ def _normalized(state: State, node: Node, meaning: Normalize, index: tuple[int, 
         return _per_unit(state, node, meaning, cells[index], slots)
     if any(slot.is_new for dim, slot in enumerate(slots) if dim not in meaning.dims):
         return Cell(Kind.NEW, origin=cells[index].origin)
-    members = [
+    members: list[Member] = [
         (cells[at], [grid[dim][at[dim]] for dim in meaning.dims])
         for at in np.ndindex(cells.shape)
         if all(at[dim] == index[dim] for dim in range(cells.ndim) if dim not in meaning.dims)
@@ -195,8 +195,8 @@ def _per_unit(state: State, node: Node, meaning: Normalize, cell: Cell, slots: l
                 multiplicity(state, node, atom)
         if growing:
             raise state.fail(
-                f"{node.op} in {node.where} takes its statistics over {state.describe(growing)} inside each group. Grow "
-                f"the number of groups with the width, or use a multiple of {state.pairing.old_size(growing[0])}.",
+                f"{node.op} in {node.where} takes its statistics over {state.describe(growing)} inside each group. "
+                f"Grow the number of groups with the width, or use a multiple of {state.pairing.old_size(growing[0])}.",
                 growing,
             )
     if cell.kind in (Kind.NEW, Kind.ZERO) or any(slot.is_new for slot in slots):
@@ -211,8 +211,8 @@ def softmax(state: State, node: Node, output: Value, meaning: Softmax) -> Cells:
     growing = [atom for slot in along for atom in slot.new_atoms()]
     if growing and state.found is not None:
         raise state.fail(
-            f"{node.op} in {node.where} is a softmax over {state.describe(growing)}: new units would take probability from "
-            f"the others. Use a multiple of {state.pairing.old_size(growing[0])}, or keep this size.",
+            f"{node.op} in {node.where} is a softmax over {state.describe(growing)}: new units would take probability "
+            f"from the others. Use a multiple of {state.pairing.old_size(growing[0])}, or keep this size.",
             growing,
         )
     shift = ONE

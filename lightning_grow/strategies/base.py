@@ -90,7 +90,7 @@ class Strategy:
         return block.initial
 
     def new_layer(self, block: Block) -> Tensor | None:
-        """Return the entries of a tensor that only the target has; None to make the layer an identity where it can be."""
+        """Return the entries of a tensor that only the target has; None for an identity where there is one."""
         del block  # Unused: an identity by default.
         return None
 

@@ -1,0 +1,64 @@
+"""Two traced models side by side: which tensor is which, and which unit is which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_grow.depth import match_names
+from lightning_grow.pairing import Pairing, pair_traces
+from lightning_grow.roles import Roles, find_roles
+from lightning_grow.tape import Trace
+from lightning_grow.trace import Forward, named_tensors, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Source and target, traced and paired.
+
+    Args:
+        source: The source's tape.
+        target: The target's tape.
+        renamed: Target name -> source name, for every tensor that both have.
+        pairing: Which atoms are which.
+        roles: Which dimensions of the target's parameters are read and written.
+    """
+
+    source: Trace
+    target: Trace
+    renamed: dict[str, str]
+    pairing: Pairing
+    roles: Roles
+
+
+def align(
+    source: nn.Module,
+    target: nn.Module,
+    source_inputs: Any,
+    target_inputs: Any,
+    forward: Forward | None,
+    rename: Mapping[str, str] | None,
+) -> Alignment:
+    """Trace two modules and pair what they share.
+
+    Args:
+        source: The trained module.
+        target: The bigger module.
+        source_inputs: Arguments for the source's forward.
+        target_inputs: Arguments for the target's forward.
+        forward: A callable `(module, *inputs)` instead of their own forward.
+        rename: Target prefix -> source prefix.
+
+    Raises:
+        RefusedGrowth: A module cannot be traced.
+    """
+    old, new = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
+    renamed = match_names(_shapes(source), _shapes(target), rename)
+    return Alignment(old, new, renamed, pair_traces(old, new, renamed), find_roles(new))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(item.shape) for name, item in named_tensors(module).items()}

@@ -1,0 +1,299 @@
+"""Draft a plan: trace both models, pair their axes, decide what every tensor becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.alignment import Alignment, align
+from lightning_grow.axes import Axis, atoms, resolve
+from lightning_grow.cells import Kind, Layout
+from lightning_grow.interpret import Choice, State, interpret, number_variable
+from lightning_grow.maps import UnitMap, axis_map, unit_index
+from lightning_grow.meanings import Normalize
+from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
+from lightning_grow.plan import GrowthPlan, UnitGroup
+from lightning_grow.scale import Scale, Variable, solve
+from lightning_grow.strategies.base import Strategy
+from lightning_grow.tape import Node
+from lightning_grow.tensor_plan import CellPlan, TensorPlan
+from lightning_grow.trace import Forward
+
+NOTHING_ELSE = Permissions()
+
+
+def make_plan(
+    source: nn.Module,
+    target: nn.Module,
+    strategy: Strategy,
+    source_inputs: Any,
+    target_inputs: Any,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allowed: Permissions = NOTHING_ELSE,
+    seed: int = 0,
+) -> GrowthPlan:
+    """Trace both modules, pair their axes and decide what every tensor becomes.
+
+    Raises:
+        RefusedGrowth: A module cannot be traced.
+    """
+    both = align(source, target, source_inputs, target_inputs, forward, rename)
+    notes = name_inputs(source, target, both)
+    draft = _Draft(both, target, strategy, allowed, seed)
+    impossible = find_mismatches(source, target, both, allowed)
+    refused, lost = list(impossible), list[str]()
+    if not impossible and strategy.transfers:
+        parted, lost = draft.decide()
+        impossible += parted
+        refused += parted + lost if strategy.function_preserving else parted
+    dtypes = both.source.lowest_dtype, both.target.lowest_dtype
+    return GrowthPlan(
+        strategy=strategy,
+        groups=draft.groups(),
+        tensors={} if impossible else draft.tensors(saved_names(target)),
+        refused=tuple(refused),
+        impossible=tuple(impossible),
+        lost=tuple(lost),
+        notes=notes,
+        attributes=draft.attributes(),
+        lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
+        input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
+    )
+
+
+class _Draft:
+    """A plan in the making."""
+
+    def __init__(self, both: Alignment, target: nn.Module, strategy: Strategy, allowed: Permissions, seed: int) -> None:
+        self.both, self.pairing, self.new, self.renamed = both, both.pairing, both.target, both.renamed
+        self.target, self.strategy, self.allowed = target, strategy, allowed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.identities = self._identities() if strategy.transfers else frozenset[str]()
+        self.unit_sources = {atom: self._unit_source(atom) for atom in self._growing()} if strategy.transfers else {}
+        self.copied = frozenset(atom for atom, units in self.unit_sources.items() if units is not None)
+        self.state: State | None = None
+        self.factors: dict[Variable, float] = {}
+
+    def _growing(self) -> list[Axis]:
+        found: dict[Axis, None] = {}
+        for value in self.new.tensors.values():
+            for axis in value.axes:
+                found.update(
+                    {atom: None for atom in atoms(axis) if self.pairing.grows(atom) and self.pairing.old_size(atom)}
+                )
+        return list(found)
+
+    def _unit_source(self, atom: Axis) -> Tensor | None:
+        """The strategy's answer; new inputs and outputs are no copies of others."""
+        if any(atom in set(atoms(axis)) for value in (*self.new.inputs, *self.new.outputs) for axis in value.axes):
+            return None
+        return self.strategy.units(self.pairing.old_size(atom), atom.size, self.generator)
+
+    def _identities(self) -> frozenset[str]:
+        """New square layers between two ends of one source axis: they can start as the identity."""
+        found = set()
+        for name, value in self.new.tensors.items():
+            if name in self.renamed or len(value.axes) != 2:
+                continue
+            first, second = (self.pairing.source.get(resolve(axis), []) for axis in value.axes)
+            if {resolve(atom) for atom in first} & {resolve(atom) for atom in second}:
+                found.add(name)
+        return frozenset(found)
+
+    # ---- what keeps the function
+    def decide(self) -> tuple[list[str], list[str]]:
+        """Find the decisions under which the function is kept.
+
+        Returns:
+            Where the two models compute different things whatever their sizes, and why else the function is not kept.
+        """
+        promises = self.strategy.function_preserving
+        choice = Choice(self.copied if promises else frozenset(), self.identities)
+        state, lost = self._interpret(choice)
+        parted = [item.reason for item in state.failures if item.parted and not self._has_new_layers()]
+        if parted or not promises:
+            return parted, lost
+        first, tried = lost, {choice}
+        while lost and (choice := self._next_choice(state, tried)) not in tried:
+            tried.add(choice)
+            state, lost = self._interpret(choice)
+        if lost:
+            return [], first
+        self.copied, self.state = state.choice.copied, state
+        return [], []
+
+    def _interpret(self, choice: Choice) -> tuple[State, list[str]]:
+        """One run, and why it does not keep the function."""
+        state = interpret(self.both, choice)
+        self.factors, broken = solve(state.equations, self._rank)
+        reasons = [item.reason for item in state.failures] + [_broken(item.reason) for item in broken]
+        return state, list(dict.fromkeys(reasons))
+
+    def _next_choice(self, state: State, tried: set[Choice]) -> Choice:
+        """Copy the units that could not be fresh, leave fresh those that could not be copied; at last, free eps."""
+        at_fault = {atom for item in state.failures for atom in item.atoms} or state.admitted
+        grown = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
+        choice = replace(state.choice, copied=state.choice.copied ^ frozenset(grown))
+        if choice in tried and self.allowed.attributes:
+            return replace(state.choice, copied=self.copied, free_numbers=self._free_numbers())
+        return choice
+
+    def _free_numbers(self) -> frozenset[tuple[int, str]]:
+        """The eps of norms, and numbers that are added, where a module attribute of that value gives them."""
+        return frozenset(
+            (number, name)
+            for number, node in enumerate(self.new.nodes)
+            for name, value in node.arguments.items()
+            if (name == "eps" or node.name == "add") and isinstance(value, float) and self._attribute(node, value)
+        )
+
+    def _attribute(self, node: Node, value: float) -> str:
+        """The dotted name of the module attribute that has this value where `node` runs."""
+        own = vars(self.target.get_submodule(node.path)).items()
+        name = next((key for key, item in own if isinstance(item, float) and item == value), "")
+        return f"{node.path}.{name}".lstrip(".") if name else ""
+
+    def _has_new_layers(self) -> bool:
+        return any(name not in self.renamed for name in self.new.tensors)
+
+    def attributes(self) -> dict[str, float]:
+        """The module attributes that have to change, by dotted name."""
+        changed: dict[str, float] = {}
+        for number, name in self.state.decisions.numbers if self.state is not None else ():
+            value, factor = self.new.nodes[number].arguments[name], self._factor(number_variable(number, name))
+            if abs(factor - 1.0) > 1e-12:
+                changed[self._attribute(self.new.nodes[number], value)] = value * factor
+        return changed
+
+    def _rank(self, item: Variable) -> float:
+        """Norm gains take up a factor first, then matrices, then biases, then tables."""
+        name, _ = item
+        if name not in self.new.tensors:
+            return 3.0  # a module attribute, last of all
+        rank = len(self.new.tensors[name].axes)
+        return 0.0 if name in self.gains else {1: 2.0, 2: 1.0}.get(rank, 1.0)
+
+    @cached_property
+    def gains(self) -> frozenset[str]:
+        """The parameters that scale a norm's output."""
+        return frozenset(
+            meaning.scale.name
+            for node in self.new.nodes
+            for meaning in node.meaning
+            if isinstance(meaning, Normalize) and meaning.scale is not None and meaning.scale.name is not None
+        )
+
+    # ---- the finished plan
+    def tensors(self, names: list[str]) -> dict[str, TensorPlan]:
+        """What becomes of every tensor."""
+        layout = Layout(self.pairing.old_size, self.copied)
+        return {name: self._tensor(name, layout) for name in names}
+
+    def groups(self) -> tuple[UnitGroup, ...]:
+        """The unit groups that grow."""
+        groups = []
+        for atom in self._growing():
+            members = tuple(
+                (name, dim)
+                for name, value in self.new.tensors.items()
+                for dim, axis in enumerate(value.axes)
+                if atom in set(atoms(axis))
+            )
+            mode = "copied" if atom in self.copied else "fresh"
+            place = self.pairing.places[atom]
+            units = tuple(unit_index(self.new.tensors[name].axes[dim], atom) for name, dim in members)
+            groups.append(UnitGroup(place, self.pairing.old_size(atom), atom.size, mode, members, units))
+        return tuple(groups)
+
+    def _unit_map(self, atom: Axis, shared: bool) -> UnitMap:
+        old = self.pairing.old_size(atom)
+        plain = self.pairing.units(atom)
+        if atom not in self.copied:
+            return plain
+        units = self.unit_sources.get(atom)
+        if units is None:  # copies that a norm forced on a strategy that makes none
+            units = (torch.arange(old, atom.size) % old).double()
+        source = torch.cat([plain.source[:old], units])
+        whole = bool((source == source.round()).all())
+        share = self._shares(source) if shared and whole else None
+        return UnitMap(source, old, share)
+
+    def _shares(self, source: Tensor) -> Tensor | None:
+        return self.strategy.shares(source.long(), self.generator)
+
+    def _tensor(self, name: str, layout: Layout) -> TensorPlan:
+        value = self.new.tensors[name]
+        source_name = self.renamed.get(name)
+        shape = tuple(axis.size for axis in value.axes)
+        owner = value.name or name
+        maps = tuple(
+            axis_map(axis, lambda atom, dim=dim: self._unit_map(atom, self._is_shared(owner, dim, atom)), layout.count)  # type: ignore[misc]
+            for dim, axis in enumerate(value.axes)
+        )
+        old_shape = (
+            None if source_name is None else tuple(axis.size for axis in self.both.source.tensors[source_name].axes)
+        )
+        reads = tuple((owner, dim) in self.both.roles.read for dim in range(len(shape)))
+        cells = self._cells(name, layout)
+        return TensorPlan(name, source_name, old_shape, shape, maps, cells, reads, not value.trained)
+
+    def _is_shared(self, name: str, dim: int, atom: Axis) -> bool:
+        """Whether a dimension reads copies in shares."""
+        if self.state is not None:
+            return ((name, dim), atom) in self.state.decisions.shares
+        return (name, dim) in self.both.roles.read and (name, dim) not in self.both.roles.written
+
+    def _cells(self, name: str, layout: Layout) -> Any:
+        value = self.new.tensors[name]
+        grid = layout.grid(value.axes)
+        cells = np.empty([len(slots) for slots in grid], dtype=object)
+        for index in np.ndindex(cells.shape):
+            is_new = any(slots[number].is_new for slots, number in zip(grid, index, strict=True))
+            cells[index] = self._cell(name, index, is_new)
+        return cells
+
+    def _cell(self, name: str, index: tuple[int, ...], is_new: bool) -> CellPlan:
+        if not self.strategy.transfers:
+            return CellPlan(Kind.NEW)
+        if self.state is None:
+            return self._plain_cell(name, is_new)
+        value = self.new.tensors[name]
+        cell = self.state.of(value)[index] if value.constant is None else None
+        if cell is None:
+            return CellPlan(Kind.NEW if is_new else Kind.KEPT)
+        if cell.kind is Kind.MEAN:
+            dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
+            return CellPlan(Kind.MEAN, self._factor(cell.scale), dim)
+        return CellPlan(cell.kind, self._factor(cell.scale) if cell.kind is Kind.KEPT else 1.0)
+
+    def _plain_cell(self, name: str, is_new: bool) -> CellPlan:
+        """A lossy strategy: source entries are kept, a new layer is the identity where it can be."""
+        if name in self.renamed:
+            return CellPlan(Kind.NEW if is_new else Kind.KEPT)
+        beside = {item.rpartition(".")[0] for item in self.identities}
+        if name in self.identities:
+            return CellPlan(Kind.NEW if is_new else Kind.IDENTITY)
+        if name.rpartition(".")[0] in beside and len(self.new.tensors[name].axes) == 1:
+            return CellPlan(Kind.ZERO)
+        return CellPlan(Kind.NEW)
+
+    def _factor(self, scale: Scale) -> float:
+        """The number behind an expression, now that the system is solved."""
+        total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in scale.terms.items())
+        return math.exp(total + scale.constant)
+
+
+def _broken(reason: str) -> str:
+    return (
+        f"{reason} gets its input at another scale than in the source, and no parameter before it can take up the "
+        "factor. Use a multiple of the source's size, so that units can be copied; or, if it is a norm, "
+        "allow_attribute_changes=True."
+    )

@@ -1,0 +1,99 @@
+"""The plan of one tensor: what every block of it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_grow.cells import Kind
+from lightning_grow.maps import AxisMap
+
+Slices = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """One block of a tensor: what its entries are and the factor on the source's."""
+
+    kind: Kind
+    factor: float = 1.0
+    mean_dim: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPlan:
+    """One tensor of the target.
+
+    Args:
+        name: The target's name.
+        source_name: The source's name, None for a tensor of a new layer.
+        source_shape: None for a tensor of a new layer.
+        target_shape: The target's shape.
+        maps: One map per dimension.
+        cells: An array of `CellPlan`, one per combination of blocks.
+        reads: Whether each dimension is read (fan-in).
+        is_state: Whether it is a buffer.
+    """
+
+    name: str
+    source_name: str | None
+    source_shape: tuple[int, ...] | None
+    target_shape: tuple[int, ...]
+    maps: tuple[AxisMap, ...]
+    cells: Any
+    reads: tuple[bool, ...]
+    is_state: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the source's tensor is taken as it is."""
+        return (
+            self.source_name is not None
+            and all(item.is_identity for item in self.maps)
+            and all(cell.kind is Kind.KEPT and cell.factor == 1.0 for cell in self.cells.flat)
+        )
+
+    @property
+    def is_one_to_one(self) -> bool:
+        """Whether each source entry has exactly one target entry: the condition for moving an optimizer's state."""
+        return (
+            self.source_name is not None
+            and not any(item.interpolates or item.share is not None for item in self.maps)
+            and all(int((item.low >= 0).sum()) == item.old for item in self.maps)
+            and all(cell.kind is not Kind.MEAN for cell in self.cells.flat)
+        )
+
+    def blocks(self) -> Iterator[tuple[tuple[int, ...], CellPlan]]:
+        """Every block, with its index among the dimensions' slots."""
+        for index in np.ndindex(self.cells.shape):
+            cell: CellPlan = self.cells[index]
+            yield index, cell
+
+    def role(self, index: tuple[int, ...]) -> str:
+        """How the new entries of a block are used: "read" if they belong to new units of a dimension that reads."""
+        if self.is_state:
+            return "state"
+        new = [dim for dim, item in enumerate(self.maps) if self._is_new(dim, index[dim])]
+        return "read" if any(self.reads[dim] for dim in new) else "written"
+
+    def _is_new(self, dim: int, slot: int) -> bool:
+        item = self.maps[dim]
+        return bool((item.low[item.slot == slot] < 0).any())
+
+    def at(self, index: tuple[int, ...]) -> Slices:
+        """The target positions of a block, as slices where they are consecutive."""
+        return tuple(
+            _run(torch.nonzero(item.slot == number).flatten()) for item, number in zip(self.maps, index, strict=True)
+        )
+
+
+def _run(positions: Tensor) -> slice | Tensor:
+    """Consecutive positions as a slice, which copies without gathering."""
+    if len(positions) and int(positions[-1] - positions[0]) == len(positions) - 1:
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions
