@@ -206,10 +206,10 @@ def _reader(state: State, meaning: Contract, atom: Axis) -> Dimension | None:
 
 def _add_bias(state: State, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
     """A bias runs along the last axis of a product, along the channels of a convolution."""
-    grid, own = state.layout.grid(output.axes), state.of(bias)
+    grid, shape = state.layout.grid(output.axes), [-1]
     if node.name == "convolution":
-        own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
-    own = np.broadcast_to(own, cells.shape)
+        shape = [1, -1, *[1] * (len(output.axes) - 2)]
+    own: Cells = np.broadcast_to(state.of(bias).reshape(shape), cells.shape)
     result, passed = filled(cells.shape, lambda _: LOST), set[int]()
     for index in np.ndindex(result.shape):
         slots = [along[number] for along, number in zip(grid, index, strict=True)]
