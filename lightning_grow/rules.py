@@ -26,7 +26,7 @@ from lightning_grow.meanings import (
     Reduce,
     Softmax,
 )
-from lightning_grow.tape import Node, Value
+from lightning_grow.tape import VIEWS, Node, Value
 
 Output = tuple[list[Axis], Any]
 
@@ -173,7 +173,7 @@ for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "c
     RULES[_name] = pointwise
 
 
-@axis_rule("detach", "alias", "lift_fresh", "lift_fresh_copy", "view_as_real_copy")
+@axis_rule("view_as_real_copy")
 def same(call: Call) -> list[Output]:
     """Nothing changes."""
     return call.rearrange(list(call.input.axes), lambda count, cells: cells)
@@ -193,7 +193,7 @@ def permute(call: Call) -> list[Output]:
     return [(axes, Rearrange((call.input,), lambda count, cells: cells.transpose(order), tuple(order)))]
 
 
-@axis_rule("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "_reshape_alias", "flatten", "unflatten")
+@axis_rule(*VIEWS)
 def view(call: Call) -> list[Output]:
     """Factor and merge axes in row-major order."""
     axes = _keep_equal(call.input.axes, call.shapes[0]) or reshape(call.input.axes, call.shapes[0])

@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_grow.axes import Axis
 
+VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
+"""Operators that only give the same entries, in the same order, another shape."""
+
 
 @dataclass(eq=False)
 class Value:

@@ -20,7 +20,7 @@ from lightning_grow.axes import Axis, AxisError
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.meanings import Opaque
 from lightning_grow.rules import apply_rule
-from lightning_grow.tape import Node, Trace, Value, bind_arguments, operator_name
+from lightning_grow.tape import VIEWS, Node, Trace, Value, bind_arguments, operator_name
 
 Forward = Callable[..., Any]
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
@@ -55,6 +55,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if op is torch.ops.aten._local_scalar_dense.default:
             return self._scalar(op, args, tensors)
         result = op(*self._placed(args), **self._placed(kwargs or {}))
+        if _changes_nothing(op, args, result):
+            self.track(result, tensors[0])
+            return result
         node = Node(op, values, self.path[-1] if self.path else "")
         constant = self._constant_results(op, args, kwargs or {}, tensors)
         self._record(node, result, args, constant)
@@ -125,6 +128,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         lost = Value([Axis(size) for size in base.shape], base.dtype)
         self.trace.nodes.append(Node(node.op, node.arguments, node.path, [lost], [Opaque(reason)]))
         self.track(base, lost)
+
+
+def _changes_nothing(op: Any, args: Any, result: Any) -> bool:
+    """Whether the result is the first argument under another name: whether torch copies depends on strides."""
+    name = operator_name(op)
+    if name in ("clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous"):
+        return True
+    return name in (*VIEWS, "expand", "slice") and result.shape == args[0].shape
 
 
 class _NeedsData(Exception):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_grow.tape import Node, Trace, Value
+from lightning_grow.tape import VIEWS, Node, Trace, Value
 
 Key = tuple[Any, ...]
 
@@ -40,7 +40,8 @@ class Twins:
                 return "constant"
             return id(twin(value))
 
-        return (node.name, len(node.outputs), *map(describe, node.tensors()))
+        name = "view" if node.name in VIEWS else node.name
+        return (name, len(node.outputs), *map(describe, node.tensors()))
 
     def knows(self, node: Node) -> bool:
         """Whether every input has a twin or is a constant."""

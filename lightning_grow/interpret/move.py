@@ -15,8 +15,20 @@ from lightning_grow.tape import Node, Value
 
 def rearrange(state: State, node: Node, output: Value, meaning: Rearrange) -> Cells:
     """Entries move and are not changed."""
+    if state.found is None and node.name == "expand":
+        _expand_more(state, node, output, meaning.inputs[0])
     cells: Cells = meaning.move(state.layout.count, *[state.of(value) for value in meaning.inputs])
     return cells
+
+
+def _expand_more(state: State, node: Node, output: Value, value: Value) -> None:
+    """Where the source has one copy and needs no expansion, it is the value before it."""
+    twin = state.twins.twin.get(value)
+    if twin is None or len(value.axes) != len(output.axes):
+        return
+    for dim, (old, new) in enumerate(zip(twin.axes, output.axes, strict=True)):
+        state.pairing.pair(old, new, f"the output of {node.op} in {node.where} axis {dim}")
+    state.twins.twin[output] = twin
 
 
 def create(state: State, node: Node, output: Value, meaning: Create) -> Cells:
