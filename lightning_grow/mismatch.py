@@ -26,7 +26,7 @@ def find_mismatches(source: nn.Module, target: nn.Module, both: Alignment, allow
         *_grown_ends("input", both.source.inputs, both.target.inputs, both, allowed.inputs),
         *_grown_ends("output", both.source.outputs, both.target.outputs, both, allowed.outputs),
     ]
-    return [*both.pairing.refused, *_missing(source, target, both), *_untied(both), *_unused(both), *ends]
+    return [*both.pairing.refused, *_missing(source, target, both), *_untied(both), *_unused(target, both), *ends]
 
 
 def name_inputs(source: nn.Module, target: nn.Module, both: Alignment) -> tuple[str, ...]:
@@ -81,9 +81,10 @@ def _untied(both: Alignment) -> list[str]:
     return refused
 
 
-def _unused(both: Alignment) -> list[str]:
+def _unused(target: nn.Module, both: Alignment) -> list[str]:
+    saved = set(saved_names(target))
     used = {value for node in both.target.nodes for value in node.tensors()} | set(both.target.outputs)
-    values = {name: both.target.tensors[name] for name in both.renamed}
+    values = {name: both.target.tensors[name] for name in both.renamed if name in saved}
     return [
         f"'{name}' grows but no traced operator uses it, so what its axes mean is unknown. Pass forward= a callable "
         "that uses it, or keep its shape."

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
-from lightning_grow.interpret.pointwise import combine
+from lightning_grow.interpret.pointwise import changed_number, combine, constant_cell
 from lightning_grow.interpret.probed import ADD
 from lightning_grow.interpret.state import Commit, State, union
 from lightning_grow.meanings import Cells, Contract
@@ -134,7 +134,8 @@ def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots:
         return _new_sum(state, node, live)
     if identity:
         return replace(identity[0].activation, direct=False)
-    scales = [term.left.scale + term.right.scale + _shares(state, node, meaning, term) for term in live]
+    alpha = changed_number(state, node, "alpha")
+    scales = [term.left.scale + term.right.scale + _shares(state, node, meaning, term) + alpha for term in live]
     for scale in scales[1:]:
         state.equal(scale, scales[0], node)
     mean = next((cell.atom for term in live for cell in (term.left, term.right) if cell.kind is Kind.MEAN), None)
@@ -206,14 +207,17 @@ def _reader(state: State, meaning: Contract, atom: Axis) -> Dimension | None:
 
 def _add_bias(state: State, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
     """A bias runs along the last axis of a product, along the channels of a convolution."""
-    grid, shape = state.layout.grid(output.axes), [-1]
+    grid, own = state.layout.grid(output.axes), state.of(bias)
     if node.name == "convolution":
-        shape = [1, -1, *[1] * (len(output.axes) - 2)]
-    own: Cells = np.broadcast_to(state.of(bias).reshape(shape), cells.shape)
+        own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
+    constant = constant_cell(state, node, bias)
+    if constant is not None:
+        own = filled(own.shape, lambda _: constant)
+    spread: Cells = np.broadcast_to(own, cells.shape)
     result, passed = filled(cells.shape, lambda _: LOST), set[int]()
     for index in np.ndindex(result.shape):
         slots = [along[number] for along, number in zip(grid, index, strict=True)]
-        result[index] = combine(state, node, ADD, [cells[index], own[index]], slots, passed)
+        result[index] = combine(state, node, ADD, [cells[index], spread[index]], slots, passed)
     if passed == {0} and state.found is None:  # an identity layer's output is its input
         known = [state.twins.twin.get(value) for value in node.tensors() if value.name is None]
         state.twins.twin[output] = next((twin for twin in known if twin is not None), None)

@@ -19,7 +19,7 @@ from lightning_grow.tape import Node, Value
 
 def pointwise(state: State, node: Node, output: Value, meaning: Pointwise) -> Cells:
     """One entry of each input makes one of the output."""
-    changed = {name: shifted(ratio) for name, ratio in _changed_numbers(state, node).items()}
+    changed = _changed_numbers(state, node)
     for name in [name for number, name in state.choice.free_numbers if number == state.at]:
         changed[name] = changed.get(name, ONE) + state.free_number(node, name)
     numbers = [kept(scale) for scale in changed.values()]
@@ -43,7 +43,7 @@ def _inputs(state: State, node: Node, meaning: Pointwise, shape: list[int]) -> l
     """The inputs' cells, broadcast; a constant's are the source's times one factor."""
     arrays = []
     for number, value in enumerate(meaning.inputs):
-        constant = _constant_cell(state, node, number, value)
+        constant = constant_cell(state, node, value)
         cells = state.of(value)
         if meaning.views is not None:
             cells = meaning.views[number](state.layout.count, cells)
@@ -53,27 +53,31 @@ def _inputs(state: State, node: Node, meaning: Pointwise, shape: list[int]) -> l
     return arrays
 
 
-def _changed_numbers(state: State, node: Node) -> dict[str, float]:
-    """Number arguments whose value differs from the source's, with the ratio."""
-    changed: dict[str, float] = {}
-    for name, value in node.arguments.items() if state.found is not None else ():
-        old = state.found.arguments.get(name) if state.found else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value == old:
-            continue
-        if not isinstance(old, (int, float)) or old * value <= 0:
-            raise state.fail(
-                f"{node.op} in {node.where} uses the constant {value} where the source uses {old}; make it the same in "
-                "both models."
-            )
-        changed[name] = value / old
-    return changed
+def _changed_numbers(state: State, node: Node) -> dict[str, Scale]:
+    """Number arguments whose value differs from the source's, with the factor."""
+    names = [name for name, value in node.arguments.items() if isinstance(value, (int, float))]
+    scales = {name: changed_number(state, node, name) for name in names if not isinstance(node.arguments[name], bool)}
+    return {name: scale for name, scale in scales.items() if not scale.is_one}
 
 
-def _constant_cell(state: State, node: Node, number: int, new: Value) -> Cell | None:
+def changed_number(state: State, node: Node, name: str) -> Scale:
+    """The factor between the target's and the source's value of a number argument."""
+    value, old = node.arguments.get(name), state.found.arguments.get(name) if state.found is not None else None
+    if state.found is None or value == old:
+        return ONE
+    if not isinstance(old, (int, float)) or not isinstance(value, (int, float)) or old * value <= 0:
+        raise state.fail(
+            f"{node.op} in {node.where} uses the constant {value} where the source uses {old}; make it the same in "
+            "both models."
+        )
+    return shifted(value / old)
+
+
+def constant_cell(state: State, node: Node, new: Value) -> Cell | None:
     """A constant tensor's cell where it is not the source's own; None where it is, or is no constant."""
     if new.constant is None or state.found is None:
         return None
-    old = state.found.tensors()[number]
+    old = state.found.tensors()[node.tensors().index(new)]
     growing = [atom for axis in new.axes for atom in atoms(axis) if state.pairing.grows(atom)]
     if old.constant is None:
         return None
