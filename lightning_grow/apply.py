@@ -71,6 +71,8 @@ def _write_tensor(
         at = item.at(index)
         if cell.kind is Kind.KEPT:
             _write_kept(item, source, index, cell.factor, out, at)
+            if cell.offset and cell.factor != 1.0:
+                _put(out, at, _take(out, at) + (cell.factor - 1.0) * cell.offset)
         elif cell.kind is Kind.ZERO:
             _put(out, at, torch.zeros((), dtype=out.dtype, device=out.device))
         elif cell.kind is Kind.MEAN:

@@ -20,7 +20,7 @@ from lightning_grow.maps import UnitMap, axis_map, unit_index
 from lightning_grow.meanings import Normalize
 from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
 from lightning_grow.plan import GrowthPlan, UnitGroup
-from lightning_grow.scale import Scale, Variable, solve
+from lightning_grow.scale import Scale, Variable, solve, variable
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.tape import Node
 from lightning_grow.tensor_plan import CellPlan, TensorPlan
@@ -272,6 +272,9 @@ class _Draft:
         if cell.kind is Kind.MEAN:
             dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
             return CellPlan(Kind.MEAN, self._factor(cell.scale), dim)
+        if cell.kind is Kind.KEPT and value.name in self.both.roles.offsets:
+            factor = self._factor(variable(value.name, index))
+            return CellPlan(Kind.KEPT, factor, offset=self.both.roles.offsets[value.name])
         return CellPlan(cell.kind, self._factor(cell.scale) if cell.kind is Kind.KEPT else 1.0)
 
     def _plain_cell(self, name: str, is_new: bool) -> CellPlan:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lightning_grow.axes import atoms
 from lightning_grow.meanings import Contract, Lookup, Rearrange
-from lightning_grow.tape import Trace, Value
+from lightning_grow.tape import Node, Trace, Value
 
 Dimension = tuple[str, int]  # a parameter's name and one of its dimensions
 
@@ -19,11 +19,18 @@ class Roles:
         read: Summed over with an activation: fan-in.
         written: Seen in the output: fan-out, a bias, a gain, an embedding's features.
         origins: For every view of a parameter, the parameter's dimension behind each of its own.
+        offsets: Parameters that are only used as number + parameter (a gain of the form 1 + w), with the number.
     """
 
     read: set[Dimension] = field(default_factory=set)
     written: set[Dimension] = field(default_factory=set)
     origins: dict[Value, list[Dimension | None]] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)
+
+    def gain(self, value: Value) -> str | None:
+        """The name of the one-dimensional parameter that a value is."""
+        origins = self.of(value)
+        return origins[0][0] if len(origins) == 1 and origins[0] is not None else None
 
     def of(self, value: Value) -> list[Dimension | None]:
         """The parameter's dimension behind each dimension of a value."""
@@ -47,6 +54,8 @@ def find_roles(trace: Trace) -> Roles:
         for output, meaning in zip(node.outputs, node.meaning, strict=True):
             if isinstance(meaning, Rearrange):
                 _follow(roles, meaning, output)
+            elif node.name == "_to_copy":
+                roles.origins[output] = roles.of(node.tensors()[0])
             elif isinstance(meaning, Contract):
                 _contracted(roles, meaning)
             elif isinstance(meaning, Lookup):
@@ -54,7 +63,25 @@ def find_roles(trace: Trace) -> Roles:
             else:
                 for value in node.tensors():
                     roles.written.update(item for item in roles.of(value) if item)
+    roles.offsets = _find_offsets(trace, roles)
     return roles
+
+
+def _find_offsets(trace: Trace, roles: Roles) -> dict[str, float]:
+    uses: dict[str, list[float | None]] = {}
+    for node in trace.nodes:
+        for value in node.tensors() if node.name != "_to_copy" else ():
+            name = roles.gain(value)
+            if name is not None:
+                uses.setdefault(name, []).append(added_number(node))
+    return {name: given[0] for name, given in uses.items() if given[0] is not None and set(given) == {given[0]}}
+
+
+def added_number(node: Node) -> float | None:
+    """The number that an addition of one tensor and a number adds."""
+    numbers = [item for name in ("self", "other") if isinstance(item := node.arguments.get(name), (int, float))]
+    plain = node.name == "add" and node.arguments.get("alpha", 1) == 1
+    return float(numbers[0]) if plain and numbers else None
 
 
 def _follow(roles: Roles, meaning: Rearrange, output: Value) -> None:

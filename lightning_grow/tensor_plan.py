@@ -18,11 +18,19 @@ Slices = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class CellPlan:
-    """One block of a tensor: what its entries are and the factor on the source's."""
+    """One block of a tensor: what its entries are.
+
+    Args:
+        kind: Kept, zero, mean, new or identity.
+        factor: On the source's entries.
+        mean_dim: The dimension that a mean runs over.
+        offset: What the model adds before it uses the tensor: a gain of the form 1 + w is scaled as a whole.
+    """
 
     kind: Kind
     factor: float = 1.0
     mean_dim: int = -1
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from lightning_grow.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
 from lightning_grow.interpret.probed import Probed, probed_operator
 from lightning_grow.interpret.state import Commit, State, origins, union
 from lightning_grow.meanings import Cells, Pointwise, Reduce
-from lightning_grow.scale import ONE, Scale, shifted
+from lightning_grow.scale import ONE, Scale, shifted, variable
 from lightning_grow.tape import Node, Value
 
 
@@ -34,6 +34,10 @@ def pointwise(state: State, node: Node, output: Value, meaning: Pointwise) -> Ce
     for index in np.ndindex(result.shape):
         slots = [along[number] for along, number in zip(grid, index, strict=True)]
         result[index] = combine(state, node, function, [*(cells[index] for cells in arrays), *numbers], slots, passed)
+    gain = state.roles.gain(meaning.inputs[0]) if node.name == "add" and len(meaning.inputs) == 1 else None
+    if gain in state.roles.offsets and state.found is not None:  # 1 + w is what can be scaled, not w
+        scaled = lambda at: kept(variable(gain, at)) if result[at].kind is Kind.KEPT else result[at]  # noqa: E731
+        return filled(result.shape, scaled)
     if state.found is None and len(passed) == 1:  # x + 0 is x; a ReLU of a ReLU's output is that output
         state.twins.twin[output] = state.twins.twin.get(meaning.inputs[passed.pop()])
     return result

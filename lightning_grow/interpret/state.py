@@ -202,7 +202,8 @@ class State:
         if entry in self.decisions.means:
             return self._mean_cell(value, name, index, self.decisions.means[entry])
         if name in self.renamed and not is_new:
-            return kept(variable(name, index) if value.trained else ONE)
+            scalable = value.trained and name not in self.roles.offsets
+            return kept(variable(name, index) if scalable else ONE)
         if name in self.choice.identities and not is_new:
             return Cell(Kind.IDENTITY)
         sources = frozenset([entry]) if value.trained else None
