@@ -15,14 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-try:
-    from lightning_grow.growable import GrowableMixin
-except ImportError:
-
-    class GrowableMixin: ...
-
-
 from lightning_grow.architecture import rebuild_source
+from lightning_grow.growable import GrowableMixin
+from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.load import KEY, read_agent
@@ -33,12 +28,7 @@ from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.spaces import make_env
 from lightning_grow.rl.vector_env import VectorEnv
-
-try:
-    from lightning_grow.report import TransferReport
-    from lightning_grow.transfer import grow
-except ImportError:
-    ...
+from lightning_grow.transfer import grow
 
 
 @dataclass(frozen=True)
@@ -103,8 +93,8 @@ class PPO(GrowableMixin, LightningModule):
         vf_coef: Weight of the value loss.
         max_grad_norm: Gradients are clipped to this norm.
         target_kl: No further pass over a rollout once the approximate KL exceeds this; None never stops.
-        seed: Of environments (the i-th gets seed + i), action noise and minibatch order. Weights are drawn from torch's
-            global generator, as in every module: call `lightning.seed_everything` before.
+        seed: Of environments, action noise and minibatch order. Weights are drawn from torch's global generator, as in
+            every module: call `lightning.seed_everything` before.
 
     Raises:
         ValueError: If there is no such activation, or sizes are below 1.
@@ -222,7 +212,7 @@ class PPO(GrowableMixin, LightningModule):
         verify: bool = True,
         tolerance: float | None = None,
         seed: int = 0,
-    ) -> "TransferReport":
+    ) -> TransferReport:
         """Grow the agent in a file into this one, in place, and take over its counters.
 
         The optimizer is not read, and environments start anew: to resume a run, give `Trainer.fit` its `ckpt_path`.
@@ -286,14 +276,15 @@ class PPO(GrowableMixin, LightningModule):
 
     def on_train_start(self) -> None:
         """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
-        envs, state, seed = self._made_envs(), self.run_state, self.hparams["seed"]
-        self.generator = torch.Generator().manual_seed(seed)
+        envs, state = self._made_envs(), self.run_state
+        self.generator = torch.Generator().manual_seed(self.hparams["seed"])
         if state is not None:
             self.generator.set_state(state["generator"])
         if state is None or not envs.load_state_dict(state["envs"]):
             if state is not None:
                 rank_zero_info("The environments are not those of the checkpoint: their episodes start anew.")
-            envs.reset(seed)
+            # Drawn, so that agents with seeds 1 and 2 do not share all environments but one.
+            envs.reset(int(torch.randint(2**31, (), generator=self.generator)))
 
     def teardown(self, stage: str) -> None:
         """Close the environments, and remember where they were for a later checkpoint or fit."""

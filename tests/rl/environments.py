@@ -60,3 +60,4 @@ class Walk(gymnasium.Env):
 
 gymnasium.register("tests/Clock-v0", Clock)
 gymnasium.register("tests/Walk-v0", Walk, max_episode_steps=20)
+gymnasium.register("tests/FiveStepClock-v0", Clock, max_episode_steps=5)

@@ -51,6 +51,11 @@ def test_approximate_kl_is_unbiased():
     assert estimate.item() == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+def test_approximate_kl_by_hand(ratio):
+    assert losses.approximate_kl(t(ratio).log()).item() == pytest.approx(ratio - 1 - math.log(ratio))
+
+
 def test_clip_fraction_counts_both_sides():
     assert losses.clip_fraction(t(0.7, 0.9, 1.1, 1.3).log(), 0.2).item() == 0.5
 

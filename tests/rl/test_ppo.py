@@ -156,7 +156,7 @@ def test_a_foreign_environment_starts_anew_and_counters_stay(tmp_path):
     assert resumed.episodes > agent.episodes > 0
 
 
-def test_another_environment_starts_anew_with_the_seed(tmp_path):
+def test_other_environments_than_the_checkpoints_start_anew(tmp_path):
     agent, resumed = make_ppo(), make_ppo(num_envs=2)
     fit(agent)[0].save_checkpoint(tmp_path / "agent.ckpt")
     fit(resumed, max_epochs=3, ckpt_path=tmp_path / "agent.ckpt")

@@ -37,6 +37,10 @@ def test_an_episode_ends_and_the_next_begins_in_one_step(ends_by):
     [
         pytest.param({"id": "tests/Clock-v0", "length": 9, "max_episode_steps": 4}, [4, 4], id="asked for"),
         pytest.param({"id": "tests/Clock-v0", "length": 3, "max_episode_steps": 9}, [3, 3, 3], id="not reached"),
+        pytest.param({"id": "tests/FiveStepClock-v0", "length": 9}, [5], id="of the id"),
+        pytest.param(
+            {"id": "tests/FiveStepClock-v0", "length": 9, "max_episode_steps": 7}, [7], id="longer than the id's"
+        ),
     ],
 )
 def test_a_time_limit_truncates(env, lengths):
@@ -44,7 +48,7 @@ def test_a_time_limit_truncates(env, lengths):
     envs.reset(seed=0)
     seen = play(envs, 9)
     assert [length for step in seen for _, _, length in step[-1]] == lengths
-    assert any(step[3][0] for step in seen) == (lengths[0] == 4)
+    assert any(step[3][0] for step in seen) == (lengths[0] != 3)
 
 
 def test_the_time_limit_of_the_id_is_kept():

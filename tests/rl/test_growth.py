@@ -1,0 +1,73 @@
+import lightning
+import pytest
+import torch
+
+import lightning_grow
+from lightning_grow.rl import PPO
+from lightning_grow.rl.vector_env import VectorEnv
+
+MARKET = {"id": "lightning_grow/Market-v0", "timeframes": ["1h", "4h"], "lookback_bars": 3}
+
+
+def make_agent(*sizes, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(sum(sizes))
+        agent = PPO(*sizes, **{"num_steps": 16, "num_minibatches": 2, "update_epochs": 2, **settings})
+        if not agent.hparams["shared_trunk"]:
+            # A head of gain 0.01 would hide differences of what comes before it.
+            torch.nn.init.normal_(agent.agent.actor[-1].weight)
+    return agent
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_new_features_start_their_own_statistics(shared_trunk):
+    source = make_agent(4, 2, hidden_dims=[8], shared_trunk=shared_trunk)
+    target = make_agent(6, 2, hidden_dims=[12], shared_trunk=shared_trunk)
+    source.normalizer.update(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1)
+    lightning_grow.grow(source, target, allow_input_growth=True)
+    for name, fresh in (("mean", 0.0), ("var", 1.0), ("count", 0.0)):
+        expected = torch.cat([source.normalizer.get_buffer(name), torch.full((2,), fresh)])
+        assert torch.equal(target.normalizer.get_buffer(name), expected)
+    observations = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(target(observations)[0], source(observations[:, :4])[0])
+
+
+def test_more_features_of_a_market_find_their_places_by_name():
+    small, large = ({**MARKET, "state_features": features} for features in (2, 5))
+    source = make_agent(2 * 2 * 3, 3, env=small, hidden_dims=[8])
+    target = make_agent(5 * 2 * 3, 3, env=large, hidden_dims=[12])
+    lightning_grow.grow(source, target, allow_input_growth=True)
+    outputs = []
+    for agent, env in ((source, small), (target, large)):
+        envs = VectorEnv(env, 4)
+        envs.reset(seed=0)
+        outputs.append(agent(torch.from_numpy(envs.observations))[0])
+    # Features reach 20 and sums have 30 terms, in float32.
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
+    source, target = (make_agent(2, 2, env={"id": "tests/Walk-v0"}, hidden_dims=[size]) for size in (8, 12))
+    first = make_trainer(2)
+    first.fit(source)
+    first.save_checkpoint(tmp_path / "small.ckpt")
+    seen = {}
+
+    class Look(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            seen.setdefault("steps", trainer.global_step)
+            seen.setdefault("run", pl_module._current_run_state())
+            seen.setdefault("output", pl_module(source.example_input_array)[0].detach())
+
+    second = make_trainer(3, lightning_grow.ArchTransfer(), Look())
+    second.fit(target, ckpt_path=tmp_path / "small.ckpt")
+    torch.testing.assert_close(seen["output"], source(source.example_input_array)[0])
+    assert seen["steps"] == first.global_step
+    assert seen["run"]["envs"] == source.run_state["envs"]
+    assert torch.equal(seen["run"]["generator"], source.run_state["generator"])
+    assert target.timesteps == 3 * 4 * 16
+
+
+def make_trainer(max_epochs, *callbacks):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return lightning.Trainer(accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **quiet)
