@@ -89,21 +89,29 @@ OVERSHOOTING = {
 }
 
 
-@pytest.mark.parametrize("make", OVERSHOOTING.values(), ids=OVERSHOOTING)
-def test_new_entries_do_not_overshoot_under_an_old_step_count(make):
-    net, _, checkpoint = trained(make, steps=600)
+def largest_updates(make, net, checkpoint, zeroed):
+    """The largest |update| / lr of new entries over 100 steps, with second moments as carried or set to 0."""
     target, plan = grown(net)
     bigger = make(target.parameters())
     bigger.load_state_dict(carry(checkpoint, target, bigger, plan).optimizer_states[0])
-    largest = {True: 0.0, False: 0.0}
+    new = {parameter: plan.new_entries(name) for name, parameter in target.named_parameters()}
+    for parameter, state in bigger.state.items() if zeroed else ():
+        for kind in {"exp_avg_sq", "max_exp_avg_sq", "square_avg"} & state.keys():
+            state[kind][new[parameter]] = 0
+    largest = 0.0
     for _ in range(100):
-        before = [parameter.detach().clone() for parameter in target.parameters()]
+        before = {parameter: parameter.detach().clone() for parameter in new}
         train(target, bigger, 1)
-        for (name, parameter), old in zip(target.named_parameters(), before, strict=True):
-            updates, new = (parameter.detach() - old).abs() / bigger.param_groups[0]["lr"], plan.new_entries(name)
-            for is_new, size in zip(new.flatten().tolist(), updates.flatten().tolist(), strict=True):
-                largest[is_new] = max(largest[is_new], size)
-    assert largest[True] < 1.5 * max(1, largest[False])  # with second moments of 0: 4 to 6 for Adam, 14 for NAdam
+        moves = [(parameter.detach() - before[parameter]).abs()[mask] for parameter, mask in new.items()]
+        largest = max(largest, float(torch.cat(moves).max()) / bigger.param_groups[0]["lr"])
+    return largest
+
+
+@pytest.mark.parametrize("make", OVERSHOOTING.values(), ids=OVERSHOOTING)
+def test_new_entries_overshoot_less_than_under_second_moments_of_zero(make):
+    net, _, checkpoint = trained(make, steps=100)
+    # measured: 1.7 against 2.4 for Adam, 2.3 against 5.8 for NAdam, 4.2 against 10 for RMSprop
+    assert largest_updates(make, net, checkpoint, zeroed=False) < 0.75 * largest_updates(make, net, checkpoint, True)
 
 
 def test_second_moments_start_at_the_mean_of_their_row():
