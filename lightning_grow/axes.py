@@ -90,7 +90,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     """Return the consecutive pieces of `axis`; an atom becomes the sum of them.
 
     Raises:
-        AxisError: A piece would end inside a factor of a product.
+        AxisError: The sizes do not add up to the axis.
 
     >>> gates = Axis(12); cut(gates, [4, 4, 4]), gates
     ([4, 4, 4], (4+4+4))
@@ -111,11 +111,12 @@ def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
         axis.bound = Axis(axis.size, "sum", tuple(fresh))
         return fresh
     if axis.kind == "product":
-        inner = math.prod(part.size for part in axis.parts[1:])
-        if any(size % inner for size in sizes):
-            raise AxisError(f"cannot cut {axis} into {sizes}: a piece would end inside a unit of {inner}")
-        outer = cut(axis.parts[0], [size // inner for size in sizes])
-        return [product_of([piece, *axis.parts[1:]]) for piece in outer]
+        inner = product_of(axis.parts[1:])
+        if not any(size % inner.size for size in sizes):
+            outer = cut(axis.parts[0], [size // inner.size for size in sizes])
+            return [product_of([piece, inner]) for piece in outer]
+        cut(axis.parts[0], [1] * axis.parts[0].size)  # pieces end inside a unit: every unit stands alone
+        axis = Axis(axis.size, "sum", (inner,) * axis.parts[0].size)
     rest, pieces = list(axis.parts), []
     for size in sizes:
         taken: list[Axis] = []

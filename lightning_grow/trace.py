@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from lightning_grow.axes import Axis
 from lightning_grow.errors import RefusedGrowth
@@ -175,15 +176,16 @@ def _paths(module: nn.Module, tracer: _Tracer) -> Iterator[None]:
     def leave(_: nn.Module, __: Any, ___: Any) -> None:
         tracer.path.pop()
 
-    hooks = [
-        torch.nn.modules.module.register_module_forward_pre_hook(enter),
-        torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
+    hooks = [hook for part in module.modules() for hook in _watch(part, enter, leave)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _watch(part: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> list[RemovableHandle]:
+    return [part.register_forward_pre_hook(enter), part.register_forward_hook(leave, always_call=True)]
 
 
 @contextlib.contextmanager

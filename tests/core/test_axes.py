@@ -1,0 +1,162 @@
+"""The algebra of axes, held against index arrays of numpy."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_grow.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, resolve, sum_of, unify
+
+
+@st.composite
+def trees(draw, largest=24, depth=3):
+    """A random axis; atoms may be shared between its parts."""
+    pool = [Axis(draw(st.integers(1, 4))) for _ in range(3)]
+
+    def grow(level):
+        kind = draw(st.sampled_from(["atom", "sum", "product"])) if level else "atom"
+        if kind == "atom":
+            return draw(st.sampled_from(pool))
+        parts = [grow(level - 1) for _ in range(draw(st.integers(1, 3)))]
+        axis = sum_of(parts) if kind == "sum" else product_of(parts)
+        return axis if axis.size <= largest else parts[0]
+
+    return grow(depth)
+
+
+def units(axis):
+    """Which units of which atoms every position is: an independent reading of the tree."""
+    axis = resolve(axis)
+    if axis.kind is None:
+        return [(((id(axis), unit)),) for unit in range(axis.size)]
+    parts = [units(part) for part in axis.parts]
+    if axis.kind == "sum":
+        return [position for part in parts for position in part]
+    return [sum(combination, ()) for combination in product(*parts)]
+
+
+def without_singles(positions):
+    """Leave out atoms of one unit, which a product has or has not without a difference."""
+    sizes = {}
+    for atom, unit in (item for position in positions for item in position):
+        sizes[atom] = max(sizes.get(atom, 0), unit + 1)
+    return [tuple(item for item in position if sizes[item[0]] > 1) for position in positions]
+
+
+def same_units(first, second):
+    return without_singles(units(first)) == without_singles(units(second))
+
+
+def divisors(size):
+    return [number for number in range(1, size + 1) if size % number == 0]
+
+
+@given(trees(), st.data())
+def test_cut_pieces_have_their_sizes_and_join_to_the_axis(axis, data):
+    first = data.draw(st.integers(0, axis.size))
+    try:
+        pieces = cut(axis, [first, axis.size - first])
+    except AxisError:
+        return
+    assert [piece.size for piece in pieces] == [first, axis.size - first]
+    assert same_units(sum_of(pieces), axis)
+
+
+@given(trees(), st.data())
+def test_factors_multiply_to_the_axis(axis, data):
+    outer = data.draw(st.sampled_from(divisors(axis.size)))
+    try:
+        factors = factor(axis, [outer, axis.size // outer])
+    except AxisError:
+        return
+    assert [item.size for item in factors] == [outer, axis.size // outer]
+    assert same_units(product_of(factors), axis)
+
+
+@given(trees(), trees())
+def test_unify_ends_and_makes_both_the_same_axis(first, second):
+    try:
+        unify(first, second)
+    except AxisError:
+        return
+    assert same_units(first, second)
+
+
+@given(trees())
+def test_resolve_is_flat_and_keeps_the_size(axis):
+    def check(node):
+        assert node.bound is None
+        for part in node.parts:
+            assert part.kind != node.kind
+            assert part.size != (1 if node.kind == "product" else 0)
+            check(part)
+        if node.kind == "sum":
+            assert node.size == sum(part.size for part in node.parts)
+        if node.kind == "product":
+            assert node.size == math.prod(part.size for part in node.parts)
+
+    size = axis.size
+    check(resolve(axis))
+    assert resolve(axis).size == size
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [((2, 8), (8, 2)), ((4, 6), (6, 4)), ((2, 3, 4), (6, 4)), ((2, 2, 2), (8,)), ((3, 4), (12,))],
+    ids=str,
+)
+def test_products_of_other_factors_unify_or_refuse_and_end(left, right):
+    x, y = product_of([Axis(size) for size in left]), product_of([Axis(size) for size in right])
+    if left == (4, 6):
+        with pytest.raises(AxisError):
+            unify(x, y)
+        return
+    unify(x, y)
+    assert units(x) == units(y)
+
+
+def test_a_product_unified_with_its_own_swap_ends():
+    small, large = Axis(2), Axis(8)
+    unify(product_of([small, large]), product_of([large, small]))
+    assert {atom.size for atom in atoms(large)} == {2}
+
+
+def test_an_atom_never_becomes_a_part_of_itself():
+    atom = Axis(6)
+    unify(atom, product_of([atom, Axis(1)]))
+    assert resolve(atom) is atom
+
+
+def test_sizes_of_one_can_be_factored_anywhere():
+    axis = product_of([Axis(1), Axis(4), Axis(1), Axis(3)])
+    assert [item.size for item in factor(axis, [1, 4, 1, 3, 1])] == [1, 4, 1, 3, 1]
+    assert [item.size for item in factor(sum_of([Axis(1), product_of([Axis(4), Axis(4)])]), [1, 17])] == [1, 17]
+
+
+def test_sizes_that_do_not_add_up_are_an_error():
+    with pytest.raises(AxisError, match="cannot cut"):
+        cut(product_of([Axis(3), Axis(4)]), [5, 8])
+
+
+def test_a_cut_inside_a_unit_cuts_every_unit():
+    heads = product_of([Axis(3), size := Axis(4)])
+    assert [piece.size for piece in cut(heads, [6, 6])] == [6, 6]
+    assert [part.size for part in resolve(size).parts] == [2, 2]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_reshape_agrees_with_numpy(shape, data):
+    axes = [Axis(size) for size in shape]
+    total = math.prod(shape)
+    outer = data.draw(st.sampled_from(divisors(total)))
+    try:
+        views = reshape(axes, [outer, total // outer])
+    except AxisError:
+        return
+    labels = np.arange(total).reshape(shape)
+    order = {unit: number for number, unit in enumerate(without_singles(units(product_of(axes))))}
+    seen = np.array([order[unit] for unit in without_singles(units(product_of(views)))]).reshape(outer, -1)
+    assert (seen == labels.reshape(outer, -1)).all()
