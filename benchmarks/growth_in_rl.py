@@ -62,7 +62,9 @@ def mean_return(agent: PPO, env: dict[str, Any]) -> float:
     return statistics.fmean(evaluate(agent, env, EPISODES, seed=1000))
 
 
-def train(agent: PPO, epochs: int, folder: Path, callbacks: list[Callback], ckpt_path: Path | None) -> lightning.Trainer:
+def train(
+    agent: PPO, epochs: int, folder: Path, callbacks: list[Callback], ckpt_path: Path | None
+) -> lightning.Trainer:
     """Train to `epochs` in all."""
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -164,7 +166,9 @@ def as_markdown(rows: list[dict[str, Any]], seeds: int) -> str:
         ]
         for condition in (*GROWING, *CONTROLS):
             own = [row for row in of_run if row["condition"] == condition]
-            spread = " | ".join(_spread([row[key] for row in own]) for key in ("before", "at growth", "worst after", "at the end"))
+            spread = " | ".join(
+                _spread([row[key] for row in own]) for key in ("before", "at growth", "worst after", "at the end")
+            )
             small = " | ".join(f"{max(row[key] for row in own):.1e}" for key in ("KL", "output error"))
             lines.append(f"| {condition} | {spread} | {small} |")
         lines.append("")

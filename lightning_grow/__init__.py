@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
 from lightning_grow.growable import GrowableMixin
+from lightning_grow.liveness import measure_liveness
 from lightning_grow.plan import GrowthPlan
 from lightning_grow.report import TransferReport
 from lightning_grow.rules import axis_rule
@@ -28,6 +29,7 @@ __all__ = [
     "convert_checkpoint",
     "grow",
     "list_strategies",
+    "measure_liveness",
     "plan_growth",
     "register_strategy",
 ]

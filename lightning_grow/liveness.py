@@ -2,12 +2,97 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_grow.plan import GrowthPlan, UnitGroup
+from lightning_grow.trace import Forward, call_arguments
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """How the new units of one group fare in a short training.
+
+    Args:
+        new: New units.
+        idle: Those of them that no gradient reached. A ReLU that is off on the whole batch is idle too.
+        twins: Those of them that still equal another unit in every tensor.
+    """
+
+    new: int
+    idle: int
+    twins: int
+
+
+def measure_liveness(
+    plan: GrowthPlan,
+    module: nn.Module,
+    example_inputs: Any,
+    forward: Forward | None = None,
+    steps: int = 2,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> dict[str, Liveness]:
+    """Train a copy of a grown module for a few Adam steps and see which of its new units take part.
+
+    The loss is a random linear function of the outputs, so that every output sends a gradient.
+
+    Args:
+        plan: The plan that grew the module.
+        module: The grown module; not changed.
+        example_inputs: Arguments of its forward, as for `grow`; a larger batch finds more units active.
+        forward: A callable `(module, *inputs)` instead of its own forward.
+        steps: Optimizer steps.
+        learning_rate: Of Adam.
+        seed: Of the loss.
+
+    Returns:
+        One entry per unit group.
+
+    >>> from lightning_grow import grow, plan_growth
+    >>> small, large = (nn.Sequential(nn.Linear(3, n), nn.Tanh(), nn.Linear(n, 2)) for n in (4, 6))
+    >>> x = torch.ones(5, 3)
+    >>> plan = plan_growth(small, large, example_inputs=(x,))
+    >>> _ = grow(small, large, example_inputs=(x,))
+    >>> measure_liveness(plan, large, (x,))
+    {"'0.weight' axis 0": Liveness(new=2, idle=0, twins=0)}
+    """
+    trial = copy.deepcopy(module).eval()
+    args, kwargs = call_arguments(example_inputs)
+    call = forward if forward is not None else type(trial).__call__
+    optimizer = torch.optim.Adam(trial.parameters(), lr=learning_rate)
+    reached = {name: torch.zeros(parameter.shape, dtype=torch.bool) for name, parameter in trial.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(steps):
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            outputs = [leaf for leaf in tree_leaves(call(trial, *args, **kwargs)) if isinstance(leaf, Tensor)]
+            sum((leaf * torch.randn_like(leaf)).sum() for leaf in outputs if leaf.requires_grad).backward()  # type: ignore[union-attr]
+            for name, parameter in trial.named_parameters():
+                if parameter.grad is not None:
+                    reached[name] |= parameter.grad.cpu() != 0
+            optimizer.step()
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in trial.state_dict().items()}
+    masks = {name.replace("_orig_mod.", ""): mask for name, mask in reached.items()}
+    return {group.name: _liveness(plan, group, masks, state) for group in plan.groups}
+
+
+def _liveness(
+    plan: GrowthPlan, group: UnitGroup, reached: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> Liveness:
+    alive = torch.zeros(group.new, dtype=torch.bool)
+    for (name, dim), units in zip(group.members, group.units, strict=True):
+        if name in reached:
+            touched = reached[name].movedim(dim, 0).reshape(len(units), -1).any(1)
+            alive[units[touched & (units >= 0)]] = True
+    idle = int((~alive[group.old :]).sum())
+    return Liveness(group.new - group.old, idle, _count_twins(_fingerprints(plan, group, state), group.old))
 
 
 def count_dead_and_twins(plan: GrowthPlan, state: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, int]]:
@@ -29,9 +114,13 @@ def count_dead_and_twins(plan: GrowthPlan, state: Mapping[str, Tensor]) -> tuple
         prints = _fingerprints(plan, group, state)
         new = prints[group.old :]
         dead[group.name] = int((new == 0).all(1).sum())
-        _, inverse, counts = torch.unique(prints, dim=0, return_inverse=True, return_counts=True)
-        twins[group.name] = int((counts[inverse[group.old :]] > 1).sum())
+        twins[group.name] = _count_twins(prints, group.old)
     return dead, twins
+
+
+def _count_twins(prints: Tensor, old: int) -> int:
+    _, inverse, counts = torch.unique(prints, dim=0, return_inverse=True, return_counts=True)
+    return int((counts[inverse[old:]] > 1).sum())
 
 
 def _fingerprints(plan: GrowthPlan, group: UnitGroup, state: Mapping[str, Tensor]) -> Tensor:

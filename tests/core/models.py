@@ -43,7 +43,9 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(6))
         self.register_buffer("var", torch.ones(6))
-        self.trunk = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh())
+        self.trunk = nn.Sequential(
+            nn.Linear(6, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh()
+        )
         self.policy, self.value = nn.Linear(width, 2), nn.Linear(width, 1)
         self.log_std = nn.Parameter(torch.zeros(2))
 

@@ -101,7 +101,13 @@ def test_after_an_error_everything_is_as_it_was(case):
     source, target, inputs = REFUSED[case].make()
     target[0].requires_grad_(False)
     target[1].eval()
-    before = [state_of(source), state_of(target), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()]
+    before = [
+        state_of(source),
+        state_of(target),
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].copy(),
+    ]
     with pytest.raises(RefusedGrowth):
         grow(source, target, example_inputs=inputs, tolerance=-1.0 if case == "tolerance" else None)
     after = [state_of(source), state_of(target), torch.get_rng_state(), random.getstate(), np.random.get_state()[1]]

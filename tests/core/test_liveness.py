@@ -1,0 +1,72 @@
+"""New units learn, and none stays the twin of another."""
+
+import pytest
+import torch
+from models import PAIRS, Pair, stack
+from torch import nn
+
+from lightning_grow import grow
+from lightning_grow.liveness import count_dead_and_twins, measure_liveness
+from lightning_grow.transfer import transfer
+
+LARGE = {"features": (256, 6), "sequence": (32, 7, 6), "image": (16, 3, 9, 9)}
+LEARNING = (
+    "relu",
+    "tanh",
+    "two heads",
+    "streams",
+    "LayerNorm x1.5",
+    "hand-written RMSNorm",
+    "residual stream",
+    "convolution",
+)
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("pair", LEARNING)
+def test_every_new_unit_gets_a_gradient_within_two_steps(pair, strategy):
+    source, target, inputs = PAIRS[pair].make()
+    done = transfer(source, target, strategy=strategy, example_inputs=inputs)
+    target.load_state_dict(done.state_dict)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    batch = torch.randn(
+        LARGE[PAIRS[pair].inputs.__name__], generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
+    alive = measure_liveness(done.plan, target, (batch,))
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())  # only measured
+    for name, counts in alive.items():
+        assert counts.twins == 0, name
+        assert counts.idle == 0, name
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
+def test_units_padded_with_zeros_never_learn(activation):
+    source, target, inputs = Pair(stack, (8,), (12,), options={"activation": activation}).make()
+    done = transfer(source, target, strategy="zero_pad", example_inputs=inputs)
+    target.load_state_dict(done.state_dict)
+    assert count_dead_and_twins(done.plan, done.state_dict)[0] == {"'0.weight' axis 0": 4}
+    alive = measure_liveness(done.plan, target, inputs, steps=5)
+    assert alive["'0.weight' axis 0"].idle == 4
+
+
+def test_equal_copies_stay_twins_and_are_counted():
+    source, target, inputs = Pair(stack, (4,), (8,)).make()
+    done = transfer(source, target, strategy="net2wider", example_inputs=inputs)
+    state = {name: tensor.clone() for name, tensor in done.state_dict.items()}
+    assert sum(done.report.twin_units.values()) == 0
+    state["2.weight"] = torch.cat([source[2].weight, source[2].weight], 1) / 2  # an equal split
+    assert sum(count_dead_and_twins(done.plan, state)[1].values()) == 4
+    target.load_state_dict(state)
+    assert measure_liveness(done.plan, target, inputs)["'0.weight' axis 0"].twins == 4
+
+
+def test_the_new_units_of_a_trained_model_come_to_use():
+    source, target, inputs = PAIRS["tanh"].make()
+    grow(source, target, example_inputs=inputs)
+    goal = torch.randn(5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    optimizer = torch.optim.Adam(target.parameters(), lr=1e-2)
+    for _ in range(50):
+        optimizer.zero_grad()
+        (target(*inputs) - goal).square().mean().backward()
+        optimizer.step()
+    assert target[2].weight[:8, 8:].abs().min() > 0
