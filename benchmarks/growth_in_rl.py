@@ -158,8 +158,8 @@ def as_markdown(rows: list[dict[str, Any]], seeds: int) -> str:
         if not of_run:
             continue
         lines += [
-            f"**{name}**, {run['small']} -> {run['large']}, {run['before']} iterations before and {run['after']} after, "
-            f"mean return of {EPISODES} sampled episodes; mean (lowest to highest) of {seeds} seeds.",
+            f"**{name}**, {run['small']} -> {run['large']}, {run['before']} iterations before and {run['after']} "
+            f"after, mean return of {EPISODES} sampled episodes; mean (lowest to highest) of {seeds} seeds.",
             "",
             "| strategy | before | at growth | worst after | at the end | KL at growth | output error |",
             "|---|---|---|---|---|---|---|",

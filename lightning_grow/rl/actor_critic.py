@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def make_trunk(sizes: Sequence[int], activation: str) -> nn.Sequential:
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise ValueError(f"no activation named {activation!r}.{hint} Known: {', '.join(ACTIVATIONS)}.")
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [make_linear(fan_in, fan_out, gain=math.sqrt(2)), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 

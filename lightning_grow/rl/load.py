@@ -30,8 +30,8 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
 
     Args:
         path: A Lightning checkpoint, returned as it is, or a `torch.save`d dict of an `actor` and a `critic` state dict
-            (or `actor_state_dict`, `policy`; `critic_state_dict`, `value`), each of linear layers as `ActorCritic` names
-            them: `0.weight`, `0.bias`, `2.weight`, ... `hidden_dims`, `state_dim`, `activation`, `timestep` and
+            (or `actor_state_dict`, `policy`; `critic_state_dict`, `value`), each of linear layers as `ActorCritic`
+            names them: `0.weight`, `0.bias`, `2.weight`, ... `hidden_dims`, `state_dim`, `activation`, `timestep` and
             `episode` may stand beside them.
         hparams: What a plain file does not say of its agent, as the hyperparameters of a PPO.
         rename: For a plain file with other names: beginning of a name (`policy_net.layers`) to ours (`actor`).
@@ -50,8 +50,8 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
     weights = {f"agent.{name}": tensor for name, tensor in state.items()}
     if source_hparams["normalize_observations"]:
         rank_zero_warn(
-            f"{path} has no observation statistics, and normalize_observations is on: the agent's inputs will drift away"
-            " from what it was trained on. Build it with normalize_observations=False to keep what it has learnt."
+            f"{path} has no observation statistics, and normalize_observations is on: the agent's inputs will drift "
+            "away from what it was trained on. Build it with normalize_observations=False to keep what it has learnt."
         )
         statistics = ObservationNormalizer(source_hparams["state_dim"]).state_dict()
         weights |= {f"normalizer.{name}": tensor for name, tensor in statistics.items()}

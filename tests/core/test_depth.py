@@ -1,5 +1,7 @@
 """Layers of lists of different length are matched in order."""
 
+from itertools import pairwise
+
 import pytest
 
 from lightning_grow.depth import match_names
@@ -9,7 +11,7 @@ def linear(*widths, name="net", inputs=4, outputs=2):
     """Weights and biases of a Sequential with an activation after each hidden layer."""
     sizes = [inputs, *widths, outputs]
     shapes = {}
-    for number, (columns, rows) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (columns, rows) in enumerate(pairwise(sizes)):
         shapes |= {f"{name}.{2 * number}.weight": (rows, columns), f"{name}.{2 * number}.bias": (rows,)}
     return shapes
 

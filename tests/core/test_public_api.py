@@ -5,7 +5,22 @@ import pytest
 import lightning_grow
 import lightning_grow.rl
 
-DESIGN = ["ArchTransfer", "GrowableMixin", "grow", "plan_growth", "convert_checkpoint", "Strategy", "register_strategy", "list_strategies", "GrowthPlan", "TransferReport", "GrowError", "CheckpointError", "RefusedGrowth", "UnknownStrategy"]
+DESIGN = [
+    "ArchTransfer",
+    "GrowableMixin",
+    "grow",
+    "plan_growth",
+    "convert_checkpoint",
+    "Strategy",
+    "register_strategy",
+    "list_strategies",
+    "GrowthPlan",
+    "TransferReport",
+    "GrowError",
+    "CheckpointError",
+    "RefusedGrowth",
+    "UnknownStrategy",
+]
 
 
 @pytest.mark.parametrize("name", DESIGN)

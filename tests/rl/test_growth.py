@@ -69,5 +69,5 @@ def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
 
 
 def make_trainer(max_epochs, *callbacks):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     return lightning.Trainer(accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **quiet)

@@ -51,7 +51,8 @@ def test_a_plain_file_grows_into_an_agent(path, actor, critic):
 
 
 def test_a_checkpoint_grows_into_an_agent(tmp_path):
-    source, target = make_agent(normalize_observations=True), make_agent(normalize_observations=True, hidden_dims=[16, 12])
+    source = make_agent(normalize_observations=True)
+    target = make_agent(normalize_observations=True, hidden_dims=[16, 12])
     source.normalizer.update(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + 1)
     source.statistics.update([1.0, 2.0], [3, 4], timesteps=99)
     checkpoint = {"state_dict": source.state_dict(), "hyper_parameters": dict(source.hparams)}
@@ -107,8 +108,12 @@ def test_sizes_are_read_off_the_weights(path):
     [
         pytest.param([1, 2], "expected a dict, came list", id="a list"),
         pytest.param({"weights": {}}, r"found the keys \['weights'\]. Pass rename=", id="no actor"),
-        pytest.param(best_model(ActorCritic(4, 2, hidden_dims=[8, 6]), state_dim=5), "contradicts itself", id="state_dim"),
-        pytest.param(best_model(ActorCritic(4, 2, hidden_dims=[8, 6]), hidden_dims=[8]), "contradicts itself", id="dims"),
+        pytest.param(
+            best_model(ActorCritic(4, 2, hidden_dims=[8, 6]), state_dim=5), "contradicts itself", id="state_dim"
+        ),
+        pytest.param(
+            best_model(ActorCritic(4, 2, hidden_dims=[8, 6]), hidden_dims=[8]), "contradicts itself", id="dims"
+        ),
         pytest.param(best_model(ActorCritic(4, 2, hidden_dims=[8, 6]), critic="other"), "Pass rename=", id="no critic"),
     ],
 )
