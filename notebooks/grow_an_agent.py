@@ -15,7 +15,8 @@
 # # Grow an agent in the middle of its training
 #
 # A PPO agent sees 900 numbers (15 features x 3 timeframes x 20 bars of hourly EUR/USD prices) and is short, flat or
-# long. It is trained as `[128, 128, 64]`, then resumed as `[256, 256, 128]`: same policy, same step count, more capacity.
+# long. It is trained as `[128, 128, 64]`, then resumed as `[256, 256, 128]`: same policy, same step count, more
+# capacity.
 
 # %%
 # %matplotlib inline
