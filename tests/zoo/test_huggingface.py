@@ -1,0 +1,21 @@
+"""Models that the library was not written for: exact, or refused for the right reason."""
+
+import pytest
+import torch
+from huggingface import GROWTHS, make
+
+from lightning_grow import RefusedGrowth, grow
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize(("name", "what", "growth"), GROWTHS, ids=[f"{name}, {what}" for name, what, _ in GROWTHS])
+def test_the_model_grows_exactly_or_is_refused(name, what, growth, strategy):
+    source, target, options = make(name, growth)
+    if growth.refused:
+        with pytest.raises(RefusedGrowth, match=f"(?s){growth.refused}") as caught:
+            grow(source, target, strategy=strategy, **options)
+        assert "the plan expected it to be exact" not in str(caught.value)
+        return
+    report = grow(source, target, strategy=strategy, **options)
+    # Many of these compute norms or rotations in float32 inside a float64 model; that is their floor.
+    assert report.max_output_error <= report.tolerance < 100 * torch.finfo(torch.float32).eps
