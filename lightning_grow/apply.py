@@ -182,7 +182,7 @@ def _mean(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], facto
         for number, (axis, slot) in enumerate(zip(item.maps, beside, strict=True))
     ]
     reduced = replace(item, maps=tuple(_one(axis) if number == dim else axis for number, axis in enumerate(item.maps)))
-    return _gather(reduced, source.mean(dim, keepdim=True, dtype=torch.float64), beside, factor).reshape(shape)
+    return _gather(reduced, source.mean(dim, keepdim=True, dtype=_compute_dtype(source)), beside, factor).reshape(shape)
 
 
 def _one(axis: AxisMap) -> AxisMap:

@@ -299,3 +299,15 @@ def test_nothing_to_grow_copies_everything():
     assert report.max_output_error == 0.0
     assert all(torch.equal(old, target.state_dict()[name]) for name, old in source.state_dict().items())
     assert issubclass(RefusedGrowth, GrowError)
+
+
+@pytest.mark.parametrize("strategy", PRESERVING)
+@pytest.mark.parametrize("pair", ["LayerNorm x1.5", "LSTM", "tied head, scaled embedding", "deeper and wider"])
+def test_writing_in_place_is_writing_a_copy(pair, strategy):
+    source, target, inputs = PAIRS[pair].make()
+    _, other, _ = PAIRS[pair].make()
+    grow(source, target, strategy=strategy, example_inputs=inputs)
+    before = [parameter.data_ptr() for parameter in other.parameters()]
+    grow(source, other, strategy=strategy, example_inputs=inputs, verify=False)
+    assert [parameter.data_ptr() for parameter in other.parameters()] == before
+    assert all(torch.equal(one, two) for one, two in zip(target.parameters(), other.parameters(), strict=True))

@@ -65,7 +65,9 @@ class Growth:
 
 
 MODELS = {
-    "GPT-2": Model("GPT2LMHeadModel", "GPT2Config", TOKENS | {"n_positions": 16, "n_embd": 16, "n_head": 4, "n_layer": 2}),
+    "GPT-2": Model(
+        "GPT2LMHeadModel", "GPT2Config", TOKENS | {"n_positions": 16, "n_embd": 16, "n_head": 4, "n_layer": 2}
+    ),
     "Llama": Model("LlamaForCausalLM", "LlamaConfig", DECODER),
     "Mistral": Model("MistralForCausalLM", "MistralConfig", DECODER | {"sliding_window": 4}),
     "Qwen3": Model("Qwen3ForCausalLM", "Qwen3Config", DECODER),
@@ -145,7 +147,11 @@ GROWTHS = [
     ("GPT-2", "depth", Growth({"n_layer": 3})),
     ("Llama", "inner width", Growth({"intermediate_size": 40})),
     ("Llama", "width x1.5", Growth({"hidden_size": 24})),
-    ("Llama", "width x1.5, groups and heads", Growth({"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3})),
+    (
+        "Llama",
+        "width x1.5, groups and heads",
+        Growth({"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3}),
+    ),
     ("Llama", "width x1.5, tied", Growth({"hidden_size": 24}, both={"tie_word_embeddings": True})),
     ("Llama", "depth", Growth({"num_hidden_layers": 3})),
     ("Llama", "head size under RoPE", Growth({"head_dim": 8}, refused=ROTARY)),

@@ -1,0 +1,105 @@
+"""Measure planning against width, and applying a plan against `load_state_dict`, side by side in one process.
+
+Run `python benchmarks/speed.py` (about a minute); it writes benchmarks/results/speed.md.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow import plan_growth
+from lightning_grow.apply import empty_state, write_state
+
+ROUNDS = 7
+INPUTS = (torch.randn(2, 7, 5),)
+
+
+def encoder(width: int, heads: int, layers: int) -> nn.Module:
+    """A pre-norm encoder of torch's own layers."""
+    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+    body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(5, width), body, nn.Linear(width, 3))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """One timed call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(jobs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """The times of every job, in turn, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(ROUNDS + 1):
+        for name, work in jobs.items():
+            spent = seconds(work)
+            if number:
+                times[name].append(spent)
+    return times
+
+
+def planning() -> list[str]:
+    """Median seconds to plan a 12-layer encoder, small and wide."""
+    pairs = {}
+    with torch.device("meta"):
+        for width in (256, 4096):
+            pairs[width] = encoder(width, 8, 12), encoder(width * 3 // 2, 12, 12)
+    times = interleaved(
+        {str(width): lambda pair=pair: plan_growth(*pair, example_inputs=INPUTS) for width, pair in pairs.items()}  # type: ignore[misc]
+    )
+    medians = {width: statistics.median(items) for width, items in times.items()}
+    lines = ["| planning a 12-layer encoder, x1.5 | median s | lowest to highest |", "|---|---|---|"]
+    for width, items in times.items():
+        lines.append(f"| d = {width} | {medians[width]:.2f} | {min(items):.2f} to {max(items):.2f} |")
+    ratio = medians["4096"] / medians["256"]
+    return [*lines, "", f"d = 4096 takes {ratio:.2f} times as long as d = 256.", ""]
+
+
+def applying() -> list[str]:
+    """Times relative to load_state_dict of as many bytes; no trace, no check."""
+    source, target = encoder(1024, 8, 4), encoder(1536, 12, 4)
+    old, live = dict(source.state_dict()), dict(target.state_dict())
+    copy = {name: tensor.clone() for name, tensor in live.items()}
+    fresh: dict[str, Tensor] = empty_state(live)
+    jobs: dict[str, Callable[[], object]] = {"load_state_dict": lambda: target.load_state_dict(copy)}
+    for name in ("preserve", "net2wider"):
+        plan = plan_growth(source, target, strategy=name, example_inputs=INPUTS)
+        jobs[f"{name}, in place"] = lambda plan=plan: write_state(plan.tensors, plan.strategy, old, live, live, 0)  # type: ignore[misc]
+        jobs[f"{name}, into a second copy"] = lambda plan=plan: write_state(  # type: ignore[misc]
+            plan.tensors, plan.strategy, old, copy, fresh, 0
+        )
+        jobs[f"{name}, into new memory"] = lambda plan=plan: plan.apply(old, copy)  # type: ignore[misc]
+    jobs["clone into new memory"] = lambda: {name: tensor.clone() for name, tensor in copy.items()}
+    times = interleaved(jobs)
+    base = statistics.median(times["load_state_dict"])
+    size = sum(tensor.numel() * tensor.element_size() for tensor in live.values()) / 2**20
+    lines = [f"| applying a plan, target of {size:.0f} MiB | median ms | x load_state_dict |", "|---|---|---|"]
+    for name, items in times.items():
+        median = statistics.median(items)
+        lines.append(f"| {name} | {1000 * median:.0f} | {median / base:.1f} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Measure and write the tables."""
+    torch.set_num_threads(1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = [*planning(), *applying()]
+    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    lines.append(
+        f"Peak memory above the imports: {used:.0f} MiB, with three copies of the target held by the benchmark."
+    )
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "speed.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
