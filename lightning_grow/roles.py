@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from lightning_grow.axes import atoms
+from lightning_grow.axes import Axis, atoms
 from lightning_grow.meanings import Contract, Lookup, Rearrange
 from lightning_grow.tape import Node, Trace, Value
 
@@ -18,23 +19,28 @@ class Roles:
     Args:
         read: Summed over with an activation: fan-in.
         written: Seen in the output: fan-out, a bias, a gain, an embedding's features.
-        origins: For every view of a parameter, the parameter's dimension behind each of its own.
+        origins: For every view of a parameter, the parameter's dimensions behind each of its own (several where a view
+            has merged them).
         offsets: Parameters that are only used as number + parameter (a gain of the form 1 + w), with the number.
     """
 
     read: set[Dimension] = field(default_factory=set)
     written: set[Dimension] = field(default_factory=set)
-    origins: dict[Value, list[Dimension | None]] = field(default_factory=dict)
+    origins: dict[Value, list[tuple[Dimension, ...]]] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
 
     def gain(self, value: Value) -> str | None:
         """The name of the one-dimensional parameter that a value is."""
         origins = self.of(value)
-        return origins[0][0] if len(origins) == 1 and origins[0] is not None else None
+        return origins[0][0][0] if len(origins) == 1 and origins[0] else None
 
-    def of(self, value: Value) -> list[Dimension | None]:
-        """The parameter's dimension behind each dimension of a value."""
-        return self.origins.get(value, [None] * len(value.axes))
+    def of(self, value: Value) -> list[tuple[Dimension, ...]]:
+        """The parameter's dimensions behind each dimension of a value."""
+        return self.origins.get(value, [()] * len(value.axes))
+
+    def write(self, value: Value, skip: int = 0) -> None:
+        """Record that a value's dimensions, from `skip` on, are seen in an output."""
+        self.written.update(item for items in self.of(value)[skip:] for item in items)
 
 
 def find_roles(trace: Trace) -> Roles:
@@ -49,7 +55,7 @@ def find_roles(trace: Trace) -> Roles:
     roles = Roles()
     for value in trace.tensors.values():
         if value.name is not None:
-            roles.origins[value] = [(value.name, dim) for dim in range(len(value.axes))]
+            roles.origins[value] = [((value.name, dim),) for dim in range(len(value.axes))]
     for node in trace.nodes:
         for output, meaning in zip(node.outputs, node.meaning, strict=True):
             if isinstance(meaning, Rearrange):
@@ -59,10 +65,10 @@ def find_roles(trace: Trace) -> Roles:
             elif isinstance(meaning, Contract):
                 _contracted(roles, meaning)
             elif isinstance(meaning, Lookup):
-                roles.written.update(item for item in roles.of(meaning.table)[1:] if item)
+                roles.write(meaning.table, skip=1)
             else:
                 for value in node.tensors():
-                    roles.written.update(item for item in roles.of(value) if item)
+                    roles.write(value)
     roles.offsets = _find_offsets(trace, roles)
     return roles
 
@@ -88,7 +94,7 @@ def _follow(roles: Roles, meaning: Rearrange, output: Value) -> None:
     """A moved dimension is the one that shares its atoms; dimensions of equal atoms keep their order."""
     if len(meaning.inputs) != 1 or meaning.inputs[0] not in roles.origins:
         for value in meaning.inputs:
-            roles.written.update(item for item in roles.of(value) if item)
+            roles.write(value)
         return
     source = meaning.inputs[0]
     known = roles.of(source)
@@ -96,23 +102,34 @@ def _follow(roles: Roles, meaning: Rearrange, output: Value) -> None:
         roles.origins[output] = [known[dim] for dim in meaning.order]
         return
     free = list(range(len(source.axes)))
-    origins: list[Dimension | None] = []
+    origins: list[tuple[Dimension, ...]] = []
     for axis in output.axes:
-        wanted = set(atoms(axis))
-        match = next((dim for dim in free if wanted & set(atoms(source.axes[dim]))), None)
-        origins.append(None if match is None or axis.size == 1 else known[match])
-        if match is not None and axis.size == source.axes[match].size:
-            free.remove(match)
+        matches = _dims_behind(axis, source, free)
+        origins.append(tuple(item for dim in matches for item in known[dim]))
+        if matches and math.prod(source.axes[dim].size for dim in matches) == axis.size:
+            free = [dim for dim in free if dim not in matches]
     roles.origins[output] = origins
+
+
+def _dims_behind(axis: Axis, source: Value, free: list[int]) -> list[int]:
+    """The dimensions of a value that an axis of its view is made of: the first that share its atoms and suffice."""
+    if axis.size == 1:
+        return []
+    wanted, dims, size = set(atoms(axis)), list[int](), 1
+    for dim in free:
+        if size < axis.size and wanted & set(atoms(source.axes[dim])):
+            dims.append(dim)
+            size *= source.axes[dim].size
+    return dims
 
 
 def _contracted(roles: Roles, meaning: Contract) -> None:
     for value, letters in ((meaning.left, meaning.labels[0]), (meaning.right, meaning.labels[1])):
         for origin, letter in zip(roles.of(value), split_labels(letters), strict=True):
-            if origin is not None and letter != ".":
-                (roles.written if set(letter) & set(meaning.labels[2]) - set("()") else roles.read).add(origin)
+            if letter != ".":
+                (roles.written if set(letter) & set(meaning.labels[2]) - set("()") else roles.read).update(origin)
     if meaning.bias is not None:
-        roles.written.update(item for item in roles.of(meaning.bias) if item)
+        roles.write(meaning.bias)
 
 
 def split_labels(letters: str) -> list[str]:

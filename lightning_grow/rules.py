@@ -26,7 +26,7 @@ from lightning_grow.meanings import (
     Reduce,
     Softmax,
 )
-from lightning_grow.tape import VIEWS, Node, Value
+from lightning_grow.tape import TRANSPARENT, VIEWS, Node, Value, operator_name
 
 Output = tuple[list[Axis], Any]
 
@@ -101,6 +101,16 @@ def axis_rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return enter
+
+
+def has_rule(op: torch._ops.OpOverload) -> bool:
+    """Whether the table, torch's own tag, or having no tensor says what an operator does."""
+    name = operator_name(op)
+    return name in RULES or name in TRANSPARENT or torch.Tag.pointwise in op.tags or not _takes_tensors(op)
+
+
+def _takes_tensors(op: torch._ops.OpOverload) -> bool:
+    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
 
 
 def apply_rule(node: Node, shapes: list[tuple[int, ...]]) -> tuple[list[list[Axis]], list[Any]]:

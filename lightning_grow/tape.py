@@ -15,6 +15,9 @@ from lightning_grow.axes import Axis
 VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
 """Operators that only give the same entries, in the same order, another shape."""
 
+TRANSPARENT = ("clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous")
+"""Operators that give the same tensor again."""
+
 
 @dataclass(eq=False)
 class Value:

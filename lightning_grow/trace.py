@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 from lightning_grow.axes import Axis
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.meanings import Opaque
-from lightning_grow.rules import apply_rule
-from lightning_grow.tape import VIEWS, Node, Trace, Value, bind_arguments, operator_name
+from lightning_grow.rules import apply_rule, has_rule
+from lightning_grow.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
 
 Forward = Callable[..., Any]
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
@@ -55,6 +56,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
         if op is torch.ops.aten._local_scalar_dense.default:
             return self._scalar(op, args, tensors)
+        if not has_rule(op):
+            with self:
+                simpler = _decompositions().get(op, op.decompose)(*args, **(kwargs or {}))
+            if simpler is not NotImplemented:
+                return simpler
         result = op(*self._placed(args), **self._placed(kwargs or {}))
         if _changes_nothing(op, args, result):
             self.track(result, tensors[0])
@@ -131,10 +137,16 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.track(base, lost)
 
 
+@lru_cache(maxsize=1)
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch's own table of operators written in simpler ones."""
+    return dict(torch._decomp.core_aten_decompositions())
+
+
 def _changes_nothing(op: Any, args: Any, result: Any) -> bool:
     """Whether the result is the first argument under another name: whether torch copies depends on strides."""
     name = operator_name(op)
-    if name in ("clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous"):
+    if name in TRANSPARENT:
         return True
     return name in (*VIEWS, "expand", "slice") and result.shape == args[0].shape
 

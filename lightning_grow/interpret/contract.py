@@ -198,10 +198,12 @@ def _reader(state: State, meaning: Contract, atom: Axis) -> Dimension | None:
     """The parameter's dimension that reads `atom`, if it is nowhere written."""
     for value, letters in ((meaning.right, meaning.labels[1]), (meaning.left, meaning.labels[0])):
         for dim, label in enumerate(split_labels(letters)):
-            origin = state.roles.of(value)[dim]
-            summed = not set(label) & set(meaning.labels[2])
-            if origin is not None and summed and atom in atoms(value.axes[dim]) and origin not in state.roles.written:
-                return origin
+            if set(label) & set(meaning.labels[2]) or atom not in atoms(value.axes[dim]):
+                continue
+            for name, its_dim in state.roles.of(value)[dim]:
+                reads_it = atom in atoms(state.target.tensors[name].axes[its_dim])
+                if reads_it and (name, its_dim) not in state.roles.written:
+                    return name, its_dim
     return None
 
 

@@ -142,6 +142,8 @@ def combine(
         return _combine_new(state, function, inputs, zeros, new, rest, wanted)
     if state.found is None:
         return _combine_unmatched(state, node, function, inputs, zeros, rest, wanted, passed)
+    if zeros and not wanted:  # what is 0 for new units is not 0 for the source's: the result is not alike along them
+        return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
     scale = _scale(state, node, function, inputs, zeros)
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     if not means:
@@ -149,7 +151,7 @@ def combine(
     if len(inputs) == 2 and function.cancels() and _is_centred(state, node, min(means)):
         return ZERO
     one_axis = len({inputs[i].atom for i in means}) == 1
-    if not zeros and one_axis and function.averages(means):  # a 0 among the inputs is no mean
+    if one_axis and function.averages(means):
         return Cell(Kind.MEAN, scale, atom=inputs[min(means)].atom)
     return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
 
