@@ -183,12 +183,6 @@ for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "c
     RULES[_name] = pointwise
 
 
-@axis_rule("view_as_real_copy")
-def same(call: Call) -> list[Output]:
-    """Nothing changes."""
-    return call.rearrange(list(call.input.axes), lambda count, cells: cells)
-
-
 @axis_rule("t", "transpose", "permute", "numpy_T", "swapaxes", "movedim")
 def permute(call: Call) -> list[Output]:
     """Reorder dimensions."""
@@ -246,17 +240,6 @@ def repeat(call: Call) -> list[Output]:
     return call.rearrange(axes, move)
 
 
-@axis_rule("repeat_interleave")
-def repeat_interleave(call: Call) -> list[Output]:
-    """Repeat each position in place: the copies run fastest."""
-    if not isinstance(call.get("repeats"), int):
-        raise AxisError("repeats given as a tensor")
-    dim = call.dims()[0]
-    axes = list(call.input.axes)
-    axes[dim] = product_of([axes[dim], Axis(call["repeats"])])
-    return call.rearrange(axes, lambda count, cells: np.repeat(cells, count(axes[dim]) // cells.shape[dim], axis=dim))
-
-
 def narrow(call: Call, dim: int, sizes: Sequence[int], index: int) -> Output:
     """Piece `index` of the cut of dimension `dim` into `sizes`."""
     pieces = cut(call.input.axes[dim], sizes)
@@ -284,8 +267,6 @@ def slice_(call: Call) -> list[Output]:
     """Take a range of positions; a step takes one column of the folded axis."""
     dim = call["dim"] % len(call.input.axes)
     size, kept = call.input.axes[dim].size, call.shapes[0][dim]
-    if kept == size:
-        return same(call)
     start = call.get("start", 0)
     start = max(0, start + size) if start < 0 else min(start, size)
     if call.get("step", 1) == 1:
