@@ -18,6 +18,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "core"), str(ROOT / "tests" / "zoo")]
 
+import blocks  # noqa: E402
 import huggingface  # noqa: E402
 import models  # noqa: E402
 
@@ -38,6 +39,9 @@ def cases() -> Iterator[Case]:
 
         sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (pair.source, pair.target)]
         yield name, " -> ".join(sizes), make
+    for name, block in blocks.BLOCKS.items():
+        sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (block.source, block.target)]
+        yield name, " -> ".join(sizes), block.make
     for name, what, growth in huggingface.GROWTHS:
         yield name, what, lambda name=name, growth=growth: huggingface.make(name, growth)  # type: ignore[misc]
 

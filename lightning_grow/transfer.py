@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,26 @@ class Transfer:
     plan: GrowthPlan
     state_dict: dict[str, Tensor]
     report: TransferReport
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a user asked for; the three public calls differ in what they do with its plan."""
+
+    source: nn.Module
+    target: nn.Module
+    strategy: Strategy
+    example_inputs: Any
+    forward: Forward | None
+    rename: Mapping[str, str] | None
+    allowed: Permissions
+    seed: int = 0
+
+    def plan(self) -> GrowthPlan:
+        """Work out the growth."""
+        source_inputs, target_inputs = _examples(self.source, self.target, self.example_inputs)
+        own = (self.source, self.target, self.strategy, source_inputs, target_inputs)
+        return make_plan(*own, self.forward, self.rename, self.allowed, self.seed)
 
 
 def plan_growth(
@@ -87,9 +108,8 @@ def plan_growth(
     ([(4, 6, 'fresh')], ())
     """
     del verify, tolerance  # Unused: see the docstring.
-    source_inputs, target_inputs = _examples(source, target, example_inputs)
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
-    return make_plan(source, target, find_strategy(strategy), source_inputs, target_inputs, forward, rename, allowed)
+    return _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed).plan()
 
 
 def transfer(
@@ -108,18 +128,22 @@ def transfer(
     seed: int = 0,
 ) -> Transfer:
     """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
-    chosen = find_strategy(strategy)
-    source_inputs, target_inputs = _examples(source, target, example_inputs)
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
-    plan = make_plan(source, target, chosen, source_inputs, target_inputs, forward, rename, allowed, seed)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
+    return _build(request, verify, tolerance)
+
+
+def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer:
+    plan = request.plan()
     refuse(plan)
+    source, target, seed = request.source, request.target, request.seed
     initial = _initial_state(target, seed)
     grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
-    write_state(plan.tensors, chosen, source.state_dict(), initial, grown, seed)
+    write_state(plan.tensors, plan.strategy, source.state_dict(), initial, grown, seed)
     if not verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None))
-    error, limit = _measure(source, target, plan, grown, target_inputs, forward, tolerance)
-    if chosen.function_preserving and not error <= limit:
+    error, limit = _measure(request, plan, grown, tolerance)
+    if plan.strategy.function_preserving and not error <= limit:
         raise RefusedGrowth(
             f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
             f"(ten times the rounding floor of {plan.lowest_dtype}). Nothing was changed. Report this model: the plan "
@@ -175,50 +199,24 @@ def grow(
     >>> report.function_preserving, torch.allclose(small(x), large(x))
     (True, True)
     """
-    chosen = find_strategy(strategy)
-    if not verify and not _is_meta(target) and type(chosen).fill is Strategy.fill:
-        options = (example_inputs, forward, rename, allow_input_growth, allow_output_growth, allow_attribute_changes)
-        return _write_in_place(source, target, chosen, seed, *options)
-    done = transfer(
-        source,
-        target,
-        strategy=chosen,
-        example_inputs=example_inputs,
-        forward=forward,
-        rename=rename,
-        allow_input_growth=allow_input_growth,
-        allow_output_growth=allow_output_growth,
-        allow_attribute_changes=allow_attribute_changes,
-        verify=verify,
-        tolerance=tolerance,
-        seed=seed,
-    )
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
+    if not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
+        return _write_in_place(request)
+    done = _build(request, verify, tolerance)
     target.load_state_dict(done.state_dict, assign=_is_meta(target))
     set_attributes(target, done.plan.attributes)
     return done.report
 
 
-def _write_in_place(
-    source: nn.Module,
-    target: nn.Module,
-    strategy: Strategy,
-    seed: int,
-    example_inputs: Any,
-    forward: Forward | None,
-    rename: Mapping[str, str] | None,
-    inputs: bool,
-    outputs_: bool,
-    attributes: bool,
-) -> TransferReport:
-    """Grow without a check and without a second copy: no code but ours runs once the plan stands, so none can fail."""
-    source_inputs, target_inputs = _examples(source, target, example_inputs)
-    allowed = Permissions(inputs, outputs_, attributes)
-    plan = make_plan(source, target, strategy, source_inputs, target_inputs, forward, rename, allowed, seed)
+def _write_in_place(request: _Request) -> TransferReport:
+    """Grow without a check and without a second copy: once the plan stands only our own code runs, so none can fail."""
+    plan = request.plan()
     refuse(plan)
-    state = dict(target.state_dict())
-    write_state(plan.tensors, strategy, source.state_dict(), state, state, seed)
-    set_attributes(target, plan.attributes)
-    return _report(plan, state, seed, None, None)
+    state = dict(request.target.state_dict())
+    write_state(plan.tensors, plan.strategy, request.source.state_dict(), state, state, request.seed)
+    set_attributes(request.target, plan.attributes)
+    return _report(plan, state, request.seed, None, None)
 
 
 def _examples(source: nn.Module, target: nn.Module, example_inputs: Any) -> tuple[Any, Any]:
@@ -251,8 +249,6 @@ def _is_meta(module: nn.Module) -> bool:
 
 
 def _materialised(target: nn.Module, seed: int) -> nn.Module:
-    import copy
-
     real = copy.deepcopy(target).to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -270,15 +266,11 @@ def _materialised(target: nn.Module, seed: int) -> nn.Module:
 
 
 def _measure(
-    source: nn.Module,
-    target: nn.Module,
-    plan: GrowthPlan,
-    grown: dict[str, Tensor],
-    target_inputs: Any,
-    forward: Forward | None,
-    tolerance: float | None,
+    request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], tolerance: float | None
 ) -> tuple[float, float]:
     """The output error and the limit for it."""
+    source, target, forward = request.source, request.target, request.forward
+    target_inputs = _examples(source, target, request.example_inputs)[1]
     source_inputs = shared_inputs(target_inputs, plan.input_positions)
     expected = outputs(source, source_inputs, forward)
     with changed_attributes(target, plan.attributes):
@@ -292,8 +284,6 @@ def _measure(
 def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:
     if not any(item.is_meta for item in named_tensors(target).values()):
         return target
-    import copy
-
     real = copy.deepcopy(target).to_empty(device=next(iter(grown.values())).device)
     real.load_state_dict(grown)
     return real
