@@ -53,7 +53,7 @@ def make_plan(
     if not impossible and strategy.transfers:
         parted, lost = draft.decide()
         impossible += parted
-        refused += parted + lost if strategy.function_preserving else parted
+        refused += dict.fromkeys(parted + lost) if strategy.function_preserving else parted
     dtypes = both.source.lowest_dtype, both.target.lowest_dtype
     return GrowthPlan(
         strategy=strategy,

@@ -171,6 +171,7 @@ def test_the_refusal_names_the_place_and_a_way_out(pair, message, strategy):
         message = "whose copies cannot be read in shares; use a multiple of 8"
     with pytest.raises(RefusedGrowth, match=f"(?s){message}") as caught:
         grow(source, target, strategy=strategy, example_inputs=inputs)
+    assert len(set(caught.value.refused)) == len(caught.value.refused)
     assert "the plan expected it to be exact" not in str(caught.value)  # the plan knew, before the numeric check
 
 
