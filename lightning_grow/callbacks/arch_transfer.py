@@ -160,9 +160,8 @@ class ArchTransfer(Callback):
         return self._warmup.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the warm-up that was under way, unless this very resume grows and starts its own."""
-        if self._growth is None:
-            self._warmup = Warmup.from_state_dict(state_dict)
+        """Take up the warm-up that was under way; where this very resume grows, `on_fit_start` starts a new one."""
+        self._warmup = Warmup.from_state_dict(state_dict)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""

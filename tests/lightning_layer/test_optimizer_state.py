@@ -175,15 +175,56 @@ def test_groups_are_kept_by_name_not_by_position():
         assert torch.equal(source_block(bigger.state[large]["exp_avg"], small), optimizer.state[small]["exp_avg"])
 
 
-@pytest.mark.parametrize("names", ["torch's own", "the source's order"])
-def test_files_that_we_did_not_write_are_matched_by_name_or_order(names):
+def test_names_that_torch_saved_are_used():
+    def by_name(net, *sizes):
+        return [{"params": [item for item in net.named_parameters() if item[1].dim() == size]} for size in sizes]
+
     net = make_net(6)
-    parameters = net.named_parameters() if names == "torch's own" else net.parameters()
-    optimizer = optim.Adam(parameters, lr=0.01)
+    optimizer = optim.Adam(by_name(net, 2, 1), lr=0.01)
     train(net, optimizer, 5)
     target, plan = grown(net)
-    carried = carry({"optimizer_states": [optimizer.state_dict()]}, target, optim.Adam(target.parameters()), plan)
-    assert carried.moved == 4
+    bigger = optim.Adam(by_name(target, 1, 2))
+    carried = carry({"optimizer_states": [optimizer.state_dict()]}, target, bigger, plan)
+    bigger.load_state_dict(carried.optimizer_states[0])
+    for small, large in zip(net.parameters(), target.parameters(), strict=True):
+        assert torch.equal(source_block(bigger.state[large]["exp_avg"], small), optimizer.state[small]["exp_avg"])
+
+
+def test_without_names_one_group_is_matched_in_the_sources_order():
+    net, _, checkpoint = trained(OPTIMIZERS["Adam"], named=False)
+    target, plan = grown(net)
+    assert carry(checkpoint, target, optim.Adam(target.parameters()), plan).moved == 4
+
+
+def test_each_kind_of_state_follows_a_scaled_weight_in_its_own_way():
+    def norm_net(width):
+        torch.manual_seed(width)
+        layers = nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 2)
+        return nn.Sequential(*layers).double()
+
+    net, target = norm_net(6), norm_net(9)
+    optimizer = optim.RMSprop(net.parameters(), lr=0.01, momentum=0.9)
+    train(net, optimizer, 5)
+    result = transfer(net, target, example_inputs=(INPUTS,))
+    factor = (result.state_dict["1.weight"][:6] / net[1].weight)[0].item()
+    assert factor != pytest.approx(1, abs=0.01)  # the gain of a widened norm: sqrt(6 / 9)
+    names = [[[name for name, _ in net.named_parameters()]]]
+    checkpoint = {
+        "optimizer_states": [optimizer.state_dict()],
+        "lightning_grow": {"architecture": {"optimizers": names}},
+    }
+    state = carry(checkpoint, target, optim.RMSprop(target.parameters()), result.plan).optimizer_states[0]["state"][2]
+    old = optimizer.state[net[1].weight]
+    torch.testing.assert_close(state["square_avg"][:6], old["square_avg"] / factor**2)
+    torch.testing.assert_close(state["momentum_buffer"][:6], old["momentum_buffer"])  # g / sqrt(v) has no scale
+
+
+def test_a_kept_schedule_leaves_the_other_settings_to_the_config():
+    net, _, checkpoint = trained(OPTIMIZERS["Adam"])
+    target, plan = grown(net)
+    bigger = optim.Adam(target.parameters(), lr=0.01, weight_decay=0.5)
+    group = carry(checkpoint, target, bigger, plan, optimizer="reset").optimizer_states[0]["param_groups"][0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.5)
 
 
 def test_what_cannot_be_matched_starts_fresh():
@@ -247,9 +288,9 @@ def test_a_kept_schedule_goes_on_exactly(schedule, optimizer):
     def run(optimizer, scheduler, steps):
         rates = []
         for _ in range(steps):
+            rates.append((optimizer.param_groups[0]["lr"], *optimizer.param_groups[0]["betas"]))
             train(optimizer.net, optimizer, 1)
             scheduler.step()
-            rates.append((optimizer.param_groups[0]["lr"], *optimizer.param_groups[0]["betas"]))
         return rates
 
     def make(net):
