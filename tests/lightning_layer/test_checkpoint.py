@@ -161,7 +161,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(good):
 
 def test_who_reads_the_old_file_while_it_is_replaced_reads_it_whole(good):
     whole = good.read_bytes()
-    with good.open("rb") as reader:
+    with good.open("rb", buffering=0) as reader:
         start = reader.read(10)
         write_checkpoint({"state_dict": {}}, good)
         assert start + reader.read() == whole
