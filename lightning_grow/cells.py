@@ -58,6 +58,7 @@ class Cell:
 
 
 ZERO = Cell(Kind.ZERO)
+CONSTANT_ZERO = Cell(Kind.ZERO, origin="a constant 0")  # an initial state: 0 on this example, not on longer ones
 LOST = Cell(Kind.LOST)
 
 

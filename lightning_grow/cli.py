@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 import hydra
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
@@ -50,6 +51,7 @@ def run(config: DictConfig) -> None:
     """Train as configured, from `ckpt_path` on if there is one, and say what was written."""
     hush_host()
     ckpt_path = find_checkpoint(config.ckpt_path)
+    torch.set_num_threads(config.num_threads)
     seed_everything(config.seed, workers=True, verbose=False)
     model, trainer = make_model(config), make_trainer(config)
     if ckpt_path is not None:

@@ -69,6 +69,7 @@ class RunConfig:
 
     name: str = MISSING
     seed: int = MISSING
+    num_threads: int = MISSING
     ckpt_path: str | None = None
     run_dir: str = MISSING
     debug: bool = False

@@ -126,26 +126,28 @@ def _count_twins(prints: Tensor, old: int) -> int:
 def _fingerprints(plan: GrowthPlan, group: UnitGroup, state: Mapping[str, Tensor]) -> Tensor:
     """Two random projections of every unit's entries in each weight, float64 (units, 2 x members), rounded."""
     generator = torch.Generator().manual_seed(0)
-    columns = []
+    columns, digits = [], 1e9  # what rounding leaves of a sum of products
     for (name, dim), units in zip(group.members, group.units, strict=True):
         tensor = state[name] if name in plan.tensors and name in state else None
         if tensor is None or not tensor.is_floating_point() or plan.tensors[name].is_state:
             continue
         if tensor.dim() == 1 and not bool((plan.tensors[name].maps[0].low < 0).any()):
             continue
-        rows = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1).double().cpu()
+        rows = tensor.detach().movedim(dim, 0).reshape(tensor.shape[dim], -1).cpu()
+        rows = rows if rows.dtype is torch.float64 else rows.float()  # no second copy of a float32 weight
+        probe = torch.randn(rows.shape[1], 2, generator=generator, dtype=torch.float64).to(rows.dtype)
         inside = units >= 0
-        probe = torch.randn(rows.shape[1], 2, generator=generator, dtype=torch.float64)
         place = torch.zeros(len(units), 1, dtype=torch.float64)
         place[inside, 0] = _rank_within(units[inside]).double() + 1
         summed = torch.zeros(group.new, 2, dtype=torch.float64)
-        summed.index_add_(0, units[inside], (rows @ probe)[inside] * place[inside])
+        summed.index_add_(0, units[inside], (rows @ probe).double()[inside] * place[inside])
         columns.append(summed)
+        digits = min(digits, 1e9 if rows.dtype is torch.float64 else 1e5)
     if not columns:
         return torch.arange(1, group.new + 1, dtype=torch.float64)[:, None]
     prints = torch.cat(columns, 1)
     size = prints.abs().amax(0, keepdim=True).clamp(min=1e-300)
-    return (prints / size * 1e9).round()
+    return (prints / size * digits).round()
 
 
 def _rank_within(units: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lightning_grow.alignment import Alignment
 from lightning_grow.axes import Axis
-from lightning_grow.cells import ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
+from lightning_grow.cells import CONSTANT_ZERO, ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
 from lightning_grow.meanings import Cells
 from lightning_grow.roles import Dimension
 from lightning_grow.scale import ONE, Equation, Scale, variable
@@ -189,7 +189,7 @@ class State:
                 return self._parameter_cell(value, value.name, index, slots)
             if any(slot.is_new for slot in slots):
                 if value.constant is not None and not value.constant.any():
-                    return ZERO
+                    return CONSTANT_ZERO
                 return Cell(Kind.NEW, origin="new entries of an input or a constant")
             return kept()
 

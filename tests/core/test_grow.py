@@ -311,3 +311,13 @@ def test_writing_in_place_is_writing_a_copy(pair, strategy):
     grow(source, other, strategy=strategy, example_inputs=inputs, verify=False)
     assert [parameter.data_ptr() for parameter in other.parameters()] == before
     assert all(torch.equal(one, two) for one, two in zip(target.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 4), (2, 2), (4, 4), (1, 8)], ids=str)
+@pytest.mark.parametrize("pair", ["larger heads", "more heads in a group", "pre-norm encoder", "LSTM"])
+def test_sizes_that_coincide_do_not_confuse_the_trace(pair, shape):
+    source, target, _ = PAIRS[pair].make()
+    batch, steps = shape  # as many as heads, units of a head, or one
+    grow(source, target, example_inputs=(torch.randn(batch, steps, 6, dtype=torch.float64),))
+    other = (torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64),)
+    assert largest_error(source, target, other) <= EXACT
