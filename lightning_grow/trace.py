@@ -62,7 +62,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             if simpler is not NotImplemented:
                 return simpler
         result = op(*self._placed(args), **self._placed(kwargs or {}))
-        if _changes_nothing(op, args, result):
+        if _changes_nothing(op, tensors, result):
             self.track(result, tensors[0])
             return result
         node = Node(op, values, self.path[-1] if self.path else "")
@@ -143,12 +143,14 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return dict(torch._decomp.core_aten_decompositions())
 
 
-def _changes_nothing(op: Any, args: Any, result: Any) -> bool:
+def _changes_nothing(op: Any, tensors: list[Value], result: Any) -> bool:
     """Whether the result is the first argument under another name: whether torch copies depends on strides."""
     name = operator_name(op)
     if name in TRANSPARENT:
         return True
-    return name in (*VIEWS, "expand", "slice") and result.shape == args[0].shape
+    if name not in (*VIEWS, "expand", "slice"):
+        return False
+    return list(result.shape) == [axis.size for axis in tensors[0].axes]  # unsqueeze_ has reshaped its own argument
 
 
 class _NeedsData(Exception):
