@@ -1,0 +1,135 @@
+"""The check runs both models and leaves no trace of it."""
+
+import pytest
+import torch
+from models import Convolution, features, image, stack
+from torch import nn
+
+from lightning_grow.verify import (
+    changed_attributes,
+    output_error,
+    outputs,
+    rounding_floor,
+    set_attributes,
+    shared_inputs,
+    undisturbed,
+)
+
+NAN, INF = float("nan"), float("inf")
+ERRORS = {
+    "equal": ([[2.0, 4.0]], [[2.0, 4.0]], 0.0),
+    "relative to the largest": ([[2.0, 4.0]], [[2.0, 5.0]], 0.25),
+    "the worst of several": ([[2.0], [10.0]], [[2.0], [15.0]], 0.5),
+    "new positions are left out": ([[2.0, 4.0]], [[2.0, 4.0, 99.0]], 0.0),
+    "the same not finite": ([[1.0, INF, NAN]], [[1.0, INF, NAN]], 0.0),
+    "no longer finite": ([[1.0, 2.0]], [[1.0, NAN]], INF),
+    "finite at last": ([[1.0, INF]], [[1.0, 2.0]], INF),
+    "other integers": ([[1, 2]], [[1, 3]], 1.0),
+    "equal integers": ([[1, 2]], [[1, 2]], 0.0),
+    "nothing to compare": ([[]], [[]], 0.0),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "wanted"), ERRORS.values(), ids=ERRORS)
+def test_the_error_is_relative_to_the_sources_outputs(old, new, wanted):
+    assert output_error([torch.tensor(item) for item in old], [torch.tensor(item) for item in new]) == wanted
+
+
+def test_an_output_of_zero_does_not_hide_an_error():
+    assert output_error([torch.zeros(2)], [torch.full((2,), 1e-3)]) > 1e30
+
+
+class Counter(nn.Module):
+    """A module that changes its buffers, draws random numbers, and writes into its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(5, 6), persistent=False)
+
+    def forward(self, x):
+        self.seen += 1
+        self.last = x.clone()
+        torch.rand(3)
+        return self.net(x.mul_(2.0))
+
+
+def test_running_a_module_leaves_it_as_it_was():
+    module = Counter().train()
+    module.net[1].eval()
+    buffers = {name: (item, item.clone()) for name, item in module.named_buffers()}
+    modes = [part.training for part in module.modules()]
+    inputs, rng = torch.randn(5, 6), torch.get_rng_state()
+    given = inputs.clone()
+    first, second = (outputs(module, (inputs,)) for _ in range(2))
+    assert torch.equal(first[0], second[0])  # eval mode: no dropout, no batch statistics
+    assert torch.equal(inputs, given)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert [part.training for part in module.modules()] == modes
+    for name, item in module.named_buffers():
+        assert item is buffers[name][0]
+        assert torch.equal(item, buffers[name][1])
+    assert not first[0].requires_grad
+
+
+def test_a_failing_forward_leaves_the_module_as_it_was():
+    module = Counter().train()
+    inputs = torch.randn(5, 7)
+    rng = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="mat1"):
+        outputs(module, (inputs,))
+    assert module.training
+    assert module.seen == 0
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_another_state_stands_in_without_being_loaded():
+    module = stack(4)
+    own = {name: item.clone() for name, item in module.state_dict().items()}
+    other = stack(4)
+    with undisturbed(module):
+        wanted = other(features()[0].float())
+    got = outputs(module, (features()[0].float(),), state=other.state_dict())
+    assert torch.equal(got[0], wanted)
+    assert all(torch.equal(own[name], item) for name, item in module.state_dict().items())
+
+
+def test_a_callable_is_run_instead_of_the_forward():
+    module = Convolution(4).double()
+    got = outputs(module, image(), lambda part, x: {"a": part.first(x), "b": [x.sum()]})
+    assert [tuple(item.shape) for item in got] == [(2, 4, 7, 7), ()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_floor_follows_the_float_type_and_what_the_model_makes_of_it(dtype):
+    torch.manual_seed(0)
+    module, inputs = stack(8).to(dtype), (features()[0].to(dtype),)
+    eps = torch.finfo(dtype).eps
+    floor = rounding_floor(module, inputs, None, dtype, outputs(module, inputs))
+    assert eps <= floor < 30 * eps
+    ill = nn.Sequential(*stack(8), nn.Linear(3, 1)).to(dtype)
+    with torch.no_grad():  # a difference of large numbers loses digits, and the floor says so
+        ill[-1].weight.copy_(torch.tensor([[1e3, -1e3, 0.0]]))
+        ill[2].weight[1] = ill[2].weight[0]
+        ill[2].bias[1] = ill[2].bias[0]
+    assert rounding_floor(ill, inputs, None, dtype, outputs(ill, inputs)) > 10 * floor
+
+
+def test_attributes_are_put_back():
+    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, eps=1e-3))
+    with pytest.raises(RuntimeError, match="inside"), changed_attributes(module, {"1.eps": 0.5}):
+        assert module[1].eps == 0.5
+        raise RuntimeError("inside")
+    assert module[1].eps == 1e-3
+    set_attributes(module, {"1.eps": 0.25})
+    assert module[1].eps == 0.25
+
+
+def test_the_source_gets_the_positions_that_it_knows():
+    wide, other = torch.arange(10.0).view(2, 5), torch.arange(3.0)
+    positions = ((torch.arange(2), torch.tensor([4, 0])), (torch.arange(3),))
+    kept = shared_inputs({"a": wide, "b": [other, "text"]}, positions)
+    assert torch.equal(kept["a"], wide[:, [4, 0]])
+    assert kept["b"][0] is other
+    assert kept["b"][1] == "text"
