@@ -5,10 +5,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_grow.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, resolve, sum_of, unify
+from lightning_grow.meanings import Opaque
+from lightning_grow.trace import trace
 
 
 @st.composite
@@ -160,3 +163,99 @@ def test_reshape_agrees_with_numpy(shape, data):
     order = {unit: number for number, unit in enumerate(without_singles(units(product_of(axes))))}
     seen = np.array([order[unit] for unit in without_singles(units(product_of(views)))]).reshape(outer, -1)
     assert (seen == labels.reshape(outer, -1)).all()
+
+
+def test_factors_of_a_sum_share_their_inner_units():
+    halves = sum_of([Axis(4), Axis(6)])
+    outer, inner = factor(halves, [5, 2])
+    assert str(halves) == "((2*2)+(3*2))"
+    assert str(outer) == "(2+3)"
+    assert {id(list(atoms(part))[1]) for part in resolve(halves).parts} == {id(resolve(inner))}
+
+
+@given(trees(largest=64, depth=4), trees(largest=64, depth=4), trees(largest=64, depth=4))
+def test_a_third_axis_joins_both(first, second, third):
+    """Unifying is an equivalence: what was joined stays joined when more is learned."""
+    try:
+        unify(first, second)
+        unify(second, third)
+    except AxisError:
+        return
+    assert same_units(first, second)
+    assert same_units(first, third)
+
+
+@given(trees(), trees())
+def test_a_contradiction_keeps_every_size(first, second):
+    sizes = first.size, second.size
+    try:
+        unify(first, second)
+    except AxisError:
+        assert (len(units(first)), len(units(second))) == sizes
+        return
+    assert sizes[0] == sizes[1] == len(units(first)) == len(units(second))
+
+
+class Program(torch.nn.Module):
+    """One tensor, moved by a list of operators."""
+
+    def __init__(self, shape, steps):
+        super().__init__()
+        self.weight, self.steps = torch.nn.Parameter(torch.zeros(shape)), steps
+
+    def forward(self):
+        return self.run(self.weight)
+
+    def run(self, tensor):
+        for step in self.steps:
+            tensor = step(tensor)
+        return tensor
+
+
+@st.composite
+def programs(draw):
+    """Views, permutations, slices, picks, and concatenations of pieces, each with the shape it needs."""
+    shape = draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=3))
+    steps, tensor = [], torch.zeros(shape)
+    for _ in range(draw(st.integers(1, 5))):
+        kind = draw(st.sampled_from(["view", "permute", "slice", "select", "swap", "stack"]))
+        dim = draw(st.integers(0, max(tensor.dim() - 1, 0)))
+        size = tensor.shape[dim] if tensor.dim() else 1
+        if kind == "view":
+            outer = draw(st.sampled_from(divisors(tensor.numel())))
+            step = lambda item, outer=outer: item.reshape(outer, -1)  # noqa: E731
+        elif kind == "permute":
+            order = draw(st.permutations(range(tensor.dim())))
+            step = lambda item, order=order: item.permute(order)  # noqa: E731
+        elif kind == "slice" and size > 1:
+            start = draw(st.integers(0, size - 1))
+            stop = draw(st.integers(start + 1, size))
+            step = lambda item, dim=dim, start=start, stop=stop: item.narrow(dim, start, stop - start)  # noqa: E731
+        elif kind == "select" and tensor.dim() > 1:
+            index = draw(st.integers(-size, size - 1))
+            step = lambda item, dim=dim, index=index: item.select(dim, index)  # noqa: E731
+        elif kind == "swap" and size > 1:
+            at = draw(st.integers(1, size - 1))
+            step = lambda item, dim=dim, at=at: torch.cat(item.tensor_split([at], dim)[::-1], dim)  # noqa: E731
+        elif kind == "stack" and tensor.numel() <= 48:
+            step = lambda item, dim=dim: torch.stack([item, item], dim)  # noqa: E731
+        else:
+            continue
+        steps.append(step)
+        tensor = step(tensor)
+    return shape, steps
+
+
+@given(programs())
+def test_axes_of_a_program_say_where_every_entry_came_from(program):
+    shape, steps = program
+    module = Program(shape, steps)
+    tape = trace(module, ())
+    if any(isinstance(meaning, Opaque) for node in tape.nodes for meaning in node.meaning):
+        return  # the structure was cut across; nothing is claimed
+    came_from = module.run(torch.arange(math.prod(shape)).reshape(shape)).flatten()
+    before = [sorted(unit) for unit in without_singles(units(product_of(tape.tensors["weight"].axes)))]
+    after = [sorted(unit) for unit in without_singles(units(product_of(tape.outputs[0].axes)))]
+    copies = {atom for unit in after for atom, _ in unit} - {atom for unit in before for atom, _ in unit}
+    after = [[item for item in unit if item[0] not in copies] for unit in after]  # which copy of a stack it is
+    assert after == [before[index] for index in came_from.tolist()]

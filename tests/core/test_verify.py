@@ -118,9 +118,16 @@ def test_the_floor_follows_the_float_type_and_what_the_model_makes_of_it(dtype):
 
 def test_attributes_are_put_back():
     module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, eps=1e-3))
-    with pytest.raises(RuntimeError, match="inside"), changed_attributes(module, {"1.eps": 0.5}):
-        assert module[1].eps == 0.5
-        raise RuntimeError("inside")
+    seen = []
+
+    def fail_inside():
+        with changed_attributes(module, {"1.eps": 0.5}):
+            seen.append(module[1].eps)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
+    assert seen == [0.5]
     assert module[1].eps == 1e-3
     set_attributes(module, {"1.eps": 0.25})
     assert module[1].eps == 0.25

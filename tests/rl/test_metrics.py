@@ -31,6 +31,15 @@ def test_a_restored_metric_goes_on_as_the_first():
     assert values(first) == values(second)
 
 
+def test_restoring_forgets_what_was_computed_before():
+    first, second = EpisodeStatistics(), EpisodeStatistics()
+    first.update([1.0], [10], timesteps=5)
+    second.update([9.0], [90], timesteps=1)
+    assert values(second) != values(first)
+    second.restore(first.state())
+    assert values(second) == values(first)
+
+
 def test_a_million_millions_of_steps_are_counted_exactly():
     statistics = EpisodeStatistics()
     statistics.update([], [], timesteps=10**12)

@@ -253,6 +253,63 @@ def test_input_names_come_from_the_environment():
     assert PPO(4, 2).input_names is None
 
 
+class Record(PPO):
+    """Keep what the update was given."""
+
+    def update(self, samples, generator):
+        self.before, self.samples = copy.deepcopy(self.agent), samples
+        self.orders = torch.Generator().set_state(generator.get_state())
+        return super().update(samples, generator)
+
+
+def reference_update(agent, samples, orders, settings):
+    """PPO's update in torch's own words: one graph a minibatch, `torch.distributions`, plain Adam."""
+    adam = torch.optim.Adam(agent.parameters(), lr=settings["learning_rate"], eps=1e-5)
+    for _ in range(settings["update_epochs"]):
+        order = torch.randperm(len(samples.returns), generator=orders)
+        for indices in order.reshape(settings["num_minibatches"], -1):
+            logits, values = agent(samples.observations[indices])
+            policy = torch.distributions.Categorical(logits=logits)
+            ratio = (policy.log_prob(samples.actions[indices]) - samples.log_probs[indices]).exp()
+            advantages = samples.advantages[indices]
+            if settings["norm_adv"]:
+                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            gain = torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages).mean()
+            error = (values[:, 0] - samples.returns[indices]) ** 2
+            if settings["clip_vloss"]:
+                old = samples.values[indices]
+                error = torch.max(error, (old + (values[:, 0] - old).clamp(-0.2, 0.2) - samples.returns[indices]) ** 2)
+            loss = -gain - settings["ent_coef"] * policy.entropy().mean() + settings["vf_coef"] * 0.5 * error.mean()
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(agent.parameters(), settings["max_grad_norm"])
+            adam.step()
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"norm_adv": False}, {"clip_vloss": False}, {"ent_coef": 0.5}, {"vf_coef": 2.0}]
+)
+def test_an_iteration_is_the_textbooks_update(setting):
+    # A small norm, so that clipping to it shows in Adam's relative step sizes.
+    small = {"hidden_dims": [8], "num_envs": 3, "num_steps": 16, "learning_rate": 1e-2, "max_grad_norm": 1e-3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        agent = Record(2, 2, env=WALK, **{**small, "ent_coef": 0.1, **setting})
+    fit(agent, max_epochs=1)
+    reference_update(agent.before, agent.samples, agent.orders, agent.hparams)
+    for name, expected in agent.before.state_dict().items():
+        # Weights move by about 5e-3; fused Adam rounds otherwise than plain Adam.
+        torch.testing.assert_close(agent.agent.state_dict()[name], expected, atol=1e-4, rtol=0)
+
+
+def test_load_from_checkpoint_grows(tmp_path):
+    agent = make_ppo()
+    fit(agent)[0].save_checkpoint(tmp_path / "agent.ckpt")
+    grown = PPO.load_from_checkpoint(tmp_path / "agent.ckpt", hidden_dims=[16])
+    torch.testing.assert_close(grown(agent.example_input_array)[0], agent(agent.example_input_array)[0])
+    assert grown.timesteps == agent.timesteps
+
+
 def test_pendulum_trains():
     _, rows = fit(make_ppo({"id": "Pendulum-v1"}, num_steps=128), max_epochs=3)
     assert all(torch.tensor(list(row.values())).isfinite().all() for row in rows[1:])
