@@ -200,13 +200,15 @@ def _identity(item: TensorPlan, index: tuple[int, ...]) -> Tensor:
 
 def move_state(item: TensorPlan, tensor: Tensor, power: float) -> Tensor | None:
     """Move an optimizer's state tensor; see `GrowthPlan.move`."""
-    if not item.is_one_to_one or tuple(tensor.shape) != item.source_shape:
+    if tuple(tensor.shape) != item.source_shape:
         return None
+    whole = tuple(replace(axis, weight=torch.zeros_like(axis.weight), share=None) for axis in item.maps)
+    bare = replace(item, maps=whole)  # a share divides what reads a copy, not the gradient there
     moved = torch.zeros(item.target_shape, dtype=tensor.dtype, device=tensor.device)
     for index, cell in item.blocks():
         if cell.kind is Kind.KEPT:
-            _write_kept(item, tensor, index, cell.factor**-power, moved, item.at(index))
-    return moved
+            _write_kept(bare, tensor, index, cell.factor**-power, moved, item.at(index))
+    return moved.masked_fill_(item.new_entries().to(moved.device), 0)
 
 
 def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:

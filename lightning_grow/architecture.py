@@ -35,11 +35,13 @@ def record_architecture(checkpoint: dict[str, Any], module: nn.Module, optimizer
         module: The module it belongs to.
         optimizers: Its optimizers; the names of their parameters are recorded group by group.
     """
+    optimizers = list(optimizers)
     record = {
         "class": f"{type(module).__module__}.{type(module).__qualname__}",
         "hparams": {key: value for key, value in find_hparams(module).items() if is_plain(value)},
         "shapes": {name: list(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()},
         "optimizers": [find_param_names(module, optimizer) for optimizer in optimizers],
+        "optimizer_classes": [type(optimizer).__name__ for optimizer in optimizers],
     }
     ours = {"version": 1, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {})}
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **{key: value for key, value in ours.items() if value}}

@@ -106,8 +106,9 @@ def convert_checkpoint(
         forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
         rename: Target names to source names, where they cannot be matched in order.
         optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
-            "transfer" moves the moments and keeps the schedules: `target.configure_optimizers` must run without a
-            Trainer. Sharded strategies only resume files that hold optimizer states.
+            "transfer" and "asymmetric" move the moments, as in `ArchTransfer`, and keep the
+            schedules: `target.configure_optimizers` must run without a Trainer. Sharded strategies only resume files
+            that hold optimizer states.
         allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
         allow_output_growth: See `grow`.
         allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
@@ -147,14 +148,14 @@ def convert_checkpoint(
         seed=seed,
     )
     assert growth is not None  # even_if_equal
-    optimizers = _configure_optimizers(target) if optimizer == "transfer" else []
+    optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
     carried = growth.carry_optimizers(
         checkpoint,
         target,
         optimizers,
         None,
         optimizer=optimizer,
-        scheduler="keep" if optimizer == "transfer" else "reset",
+        scheduler="reset" if optimizer == "reset" else "keep",
     )
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
@@ -290,7 +291,7 @@ def _configure_optimizers(target: nn.Module) -> list[Optimizer]:
         return list(_find_optimizers(target.configure_optimizers()))  # type: ignore[operator]
     except Exception as error:
         raise RefusedGrowth(
-            f"optimizer='transfer' needs the target's optimizers, and its configure_optimizers() does not run without "
+            f"moving the moments needs the target's optimizers, and its configure_optimizers() does not run without "
             f"a Trainer ({type(error).__name__}: {error}). Use ArchTransfer(optimizer='transfer') in trainer.fit, or "
             "optimizer='reset' here."
         ) from error

@@ -57,6 +57,17 @@ class AxisMap:
         """Whether some position lies between two of the source's."""
         return bool(self.weight.any())
 
+    @property
+    def continues(self) -> Tensor:
+        """Which positions go on as one of the source's: of several copies the first; bool (target size,)."""
+        exact = (self.low >= 0) & (self.weight == 0)
+        positions = torch.arange(len(self.low))
+        first = torch.full((self.old,), len(self.low))
+        first.scatter_reduce_(0, self.low[exact], positions[exact], "amin")
+        continues = exact.clone()
+        continues[exact] = first[self.low[exact]] == positions[exact]
+        return continues
+
 
 def axis_map(axis: Axis, units: Callable[[Axis], UnitMap], slots: Callable[[Axis], int]) -> AxisMap:
     """Turn unit maps into the map of a whole axis.

@@ -1,7 +1,7 @@
 """Optimizer and scheduler state for a grown module: fresh, or moved along with the weights, name by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from lightning_grow.architecture import find_param_names, find_record, strip_com
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.plan import GrowthPlan
 
-Choice = Literal["reset", "transfer"]
+Choice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
 
 POWERS: dict[str, int] = {
@@ -28,14 +28,21 @@ POWERS: dict[str, int] = {
     "prev": 1,  # Rprop: the last gradient
     "step_size": 0,  # Rprop: a length in parameter space, whatever the gradient's scale
     "acc_delta": 0,  # Adadelta: squared updates
+    "variance": 2,  # Adafactor, where it is not factored
 }
 """Per kind of state, the power of the gradient's factor that its entries carry."""
 
 EXCEPTIONS: dict[tuple[str, str], int] = {("RMSprop", "momentum_buffer"): 0}  # holds g / sqrt(v)
 """Kinds that mean something else in one optimizer."""
 
-AVERAGED_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+FACTORED = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
+"""Means of squared gradients over columns and over rows: Adafactor in torch, and in transformers."""
+
+AVERAGED_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "variance")
 """Kinds that divide the step: at 0 under an old step count they would let new entries overshoot."""
+
+LINEAR = ("SGD", "ASGD")
+"""Optimizers whose step is proportional to the gradient; the others' does not depend on its scale."""
 
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 """The entries of a parameter group that a scheduler writes."""
@@ -48,14 +55,22 @@ class CarriedState:
     Args:
         optimizer_states: One state dict an optimizer; empty when all of them start fresh.
         lr_schedulers: One state dict a scheduler; empty when all of them start fresh.
-        fresh: Parameters that had state in the checkpoint and start without, each with the reason.
         moved: How many parameters keep their moments.
+        fresh: Parameters that had state in the checkpoint and start without, each with the reason.
+        approximate: Parameters whose moments only nearly are those of an ungrown run, each with the reason.
+        paced: Parameters that learn at another pace than in an ungrown run, each with the factor.
     """
 
     optimizer_states: list[dict[str, Any]] = field(default_factory=list)
     lr_schedulers: list[dict[str, Any]] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
     moved: int = 0
+    fresh: list[str] = field(default_factory=list)
+    approximate: list[str] = field(default_factory=list)
+    paced: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What became of the moments, for the report: counts and names, no tensors."""
+        return {name: getattr(self, name) for name in ("moved", "fresh", "approximate", "paced")}
 
 
 def carry_optimizers(
@@ -78,7 +93,8 @@ def carry_optimizers(
         schedulers: Its schedulers, likewise; None where they are not built, and kept ones are not compared.
         plan: The growth that moved the weights.
         source_order: The trainable parameters of the source, for checkpoints that name none.
-        optimizer: "transfer" moves the moments, "reset" drops them.
+        optimizer: "transfer" moves the moments where that is exact, "asymmetric" those of all entries that go on,
+            "reset" drops them.
         scheduler: "keep" goes on with the checkpoint's schedule and its learning rates, "reset" starts the config's.
 
     Returns:
@@ -93,31 +109,33 @@ def carry_optimizers(
     keep = scheduler == "keep"
     if keep:
         _check_schedule(checkpoint, states, optimizers, schedulers, optimizer)
-    names = _find_names(checkpoint, states, source_order)
+    names, classes = _find_names(checkpoint, states, source_order), find_record(checkpoint).get("optimizer_classes", [])
     carried = CarriedState(lr_schedulers=list(checkpoint.get("lr_schedulers") or []) if keep else [])
     moved = 0
     for index, new in enumerate(optimizers[: len(states)]):
-        template = new.state_dict()
+        template, own_class = new.state_dict(), type(new).__name__
+        had = classes[index] if index < len(classes) else own_class
         if keep:
-            _keep_groups(template, states[index], only_scheduled=optimizer == "reset")
-        if optimizer == "transfer":
+            _keep_groups(template, states[index], only_scheduled=optimizer == "reset" or had != own_class)
+        if optimizer != "reset" and had != own_class:
+            carried.fresh.append(f"all of optimizer {index}: it is {had} in the checkpoint, {own_class} in the config")
+        elif optimizer != "reset":
             old = _by_name(states[index], names[index])
             for position, name in enumerate(chain.from_iterable(find_param_names(module, new))):
-                state, reason = _move_state(name, old.get(_source_name(plan, name)), plan, type(new).__name__)
-                if state:
+                own = old.get(_source_name(plan, name))
+                if own and (state := _move_state(name, own, plan, own_class, optimizer, carried)):
                     template["state"][position] = state
                     moved += 1
-                carried.fresh.extend([f"{name}: {reason}"] if reason else [])
         carried.optimizer_states.append(template)
     check_shapes(carried.optimizer_states, optimizers, module)
-    return CarriedState(carried.optimizer_states, carried.lr_schedulers, carried.fresh, moved)
+    return replace(carried, moved=moved)
 
 
 def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optimizer], module: nn.Module) -> None:
     """Refuse state whose tensors do not have their parameter's shape.
 
     ``Optimizer.load_state_dict`` compares counts only; a fused optimizer then writes outside the tensor's memory.
-    Kinds of state that we do not know (factored, quantised) may have shapes of their own and pass.
+    Kinds of state that we do not know (quantised) may have shapes of their own and pass.
 
     Args:
         states: The state dicts about to be loaded, one an optimizer.
@@ -134,7 +152,7 @@ def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optim
         ids = [key for group in state.get("param_groups", ()) for key in group["params"]]
         for key, parameter, name in zip(ids, parameters, names, strict=False):
             for kind, value in state.get("state", {}).get(key, {}).items():
-                if kind in POWERS and isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                if isinstance(value, Tensor) and value.dim() and not _fits(kind, value, parameter):
                     refused.append(
                         f"{type(optimizer).__name__} state {kind!r} of {name!r} has the shape {tuple(value.shape)}, "
                         f"its parameter {tuple(parameter.shape)}. The checkpoint's optimizer belongs to another "
@@ -142,6 +160,16 @@ def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optim
                     )
     if refused:
         raise RefusedGrowth(refused)
+
+
+def _fits(kind: str, value: Tensor, parameter: Tensor) -> bool:
+    shape = tuple(parameter.shape)
+    for row, column in FACTORED:
+        if kind in (row, column):
+            dropped = len(shape) - (1 if kind == row else 2)
+            short = (*shape[:dropped], *shape[dropped + 1 :])
+            return tuple(value.shape) in (short, (*shape[:dropped], 1, *shape[dropped + 1 :]))
+    return kind not in POWERS or tuple(value.shape) == shape
 
 
 def learning_rates(states: Iterable[Mapping[str, Any]]) -> list[float]:
@@ -181,24 +209,50 @@ def _by_name(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[s
 
 
 def _move_state(
-    name: str, old: Mapping[str, Any] | None, plan: GrowthPlan, optimizer: str
-) -> tuple[dict[str, Any], str]:
-    """A parameter's whole state in the target's shape, or none of it and why: half a state breaks an optimizer."""
-    if not old:
-        return {}, ""
+    name: str, old: Mapping[str, Any], plan: GrowthPlan, optimizer: str, choice: Choice, carried: CarriedState
+) -> dict[str, Any]:
+    """A parameter's whole state in the target's shape, or none of it: half a state breaks an optimizer."""
+    item = plan.tensors[name]
+    if choice == "transfer" and not item.is_one_to_one:
+        carried.fresh.append(f"{name}: its units are not one-to-one with the source's")
+        return {}
     moved: dict[str, Any] = {}
-    for kind, value in old.items():
+    for kind, value in _multiply_factors(old, item.source_shape or ()).items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             moved[kind] = value.clone() if isinstance(value, Tensor) else value
             continue
         power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind))
-        if power is None:
-            return {}, f"no rule moves the state {kind!r} of {optimizer}"
-        tensor = plan.move(name, value, power)
+        tensor = None if power is None else plan.move(name, value, power)
         if tensor is None:
-            return {}, "its units are not one-to-one with the source's"
-        moved[kind] = _fill_second_moment(tensor, plan.new_entries(name)) if kind in AVERAGED_SQUARES else tensor
-    return moved, ""
+            carried.fresh.append(f"{name}: no rule moves the state {kind!r} of {optimizer}, {tuple(value.shape)}")
+            return {}
+        moved[kind] = _fill_second_moment(tensor, item.new_entries()) if kind in AVERAGED_SQUARES else tensor
+    if not item.is_one_to_one:
+        carried.approximate.append(f"{name}: its units are not one-to-one with the source's")
+    for factor in item.factors:
+        pace = factor ** (-2 if optimizer in LINEAR else -1)
+        carried.paced.append(f"{name}: its weights are {factor:.3g} times as large, so steps count {pace:.3g} times")
+    return _factor_again(moved, old)
+
+
+def _multiply_factors(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Factored squares as one tensor of the parameter's shape: rows times columns over their mean."""
+    for row, column in FACTORED:
+        if row in state and column in state:
+            rows, columns = state[row].reshape(*shape[:-1], 1), state[column].reshape(*shape[:-2], 1, shape[-1])
+            mean = rows.mean(-2, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+            rest = {kind: value for kind, value in state.items() if kind not in (row, column)}
+            return {**rest, "variance": rows * columns / mean}
+    return dict(state)
+
+
+def _factor_again(moved: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    for row, column in FACTORED:
+        if row in old and column in old:
+            variance = moved.pop("variance")
+            keep = old[row].dim() == variance.dim()
+            moved |= {row: variance.mean(-1, keepdim=keep), column: variance.mean(-2, keepdim=keep)}
+    return moved
 
 
 def _fill_second_moment(moment: Tensor, new: Tensor) -> Tensor:

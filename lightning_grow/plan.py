@@ -88,15 +88,15 @@ class GrowthPlan:
         return grown
 
     def new_entries(self, name: str) -> Tensor:
-        """Return which entries of a tensor no source entry gives: a bool mask of the target's shape."""
-        item = self.tensors[name]
-        mask = torch.ones(item.target_shape, dtype=torch.bool)
-        if item.source_name is not None:
-            given = [axis.low >= 0 for axis in item.maps]
-            for dim, known in enumerate(given):
-                mask &= known.view([-1 if other == dim else 1 for other in range(len(given))])
-            mask = ~mask
-        return mask
+        """Return which entries of a tensor continue no source entry: those without one, and all copies but the first.
+
+        Args:
+            name: The target tensor.
+
+        Returns:
+            A bool mask of the target's shape.
+        """
+        return self.tensors[name].new_entries()
 
     def move(self, name: str, tensor: Tensor, power: float) -> Tensor | None:
         """Move an optimizer's state tensor of the source's shape.
@@ -108,8 +108,9 @@ class GrowthPlan:
                 of a weight that was scaled by a is 1/a of the source's.
 
         Returns:
-            A tensor of the target's shape, 0 at new entries; None where the map is not one-to-one (copied or averaged
-            units, a new layer), so that no exact relation exists.
+            A tensor of the target's shape, 0 at new entries; None where the state has another shape than the source's
+            parameter. Exact where ``plan.tensors[name].is_one_to_one``; where units are copied or averaged, the entries
+            that go on keep their values, and these are approximate.
         """
         return move_state(self.tensors[name], tensor, power)
 

@@ -68,13 +68,26 @@ class TensorPlan:
 
     @property
     def is_one_to_one(self) -> bool:
-        """Whether each source entry has exactly one target entry: the condition for moving an optimizer's state."""
+        """Whether no source entry has two target entries: the condition for moving an optimizer's state exactly."""
         return (
             self.source_name is not None
             and not any(item.interpolates or item.share is not None for item in self.maps)
-            and all(int((item.low >= 0).sum()) == item.old for item in self.maps)
+            and all(torch.equal(item.continues, item.low >= 0) for item in self.maps)
             and all(cell.kind is not Kind.MEAN for cell in self.cells.flat)
         )
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factors other than 1 on the source's entries."""
+        kept = {cell.factor for cell in self.cells.flat if cell.kind is Kind.KEPT}
+        return tuple(sorted(kept - {1.0})) if self.source_name is not None else ()
+
+    def new_entries(self) -> Tensor:
+        """See `GrowthPlan.new_entries`."""
+        mask = torch.full(self.target_shape, self.source_name is None)
+        for dim, item in enumerate(self.maps if self.source_name is not None else ()):
+            mask |= ~item.continues.view([-1 if other == dim else 1 for other in range(len(self.maps))])
+        return mask
 
     def blocks(self) -> Iterator[tuple[tuple[int, ...], CellPlan]]:
         """Every block, with its index among the dimensions' slots."""

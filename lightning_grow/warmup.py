@@ -1,5 +1,6 @@
 """A temporary learning-rate warm-up that lives inside `Optimizer.step`, where no scheduler ever sees it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,10 +10,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 Scope = Literal["all", "new", "source"]
+Shape = Literal["linear", "cosine"]
 
 
 class Warmup:
-    """Scale what an optimizer step changes, linearly from `start_factor` to 1 over `num_steps` steps.
+    """Scale what an optimizer step changes, from `start_factor` to 1 over `num_steps` steps.
 
     Scope "all" multiplies ``group["lr"]`` just before each step and puts the very same value back just after it, so
     schedulers, monitors and checkpoints only ever see the base rate. The other scopes shorten the step of some
@@ -22,6 +24,7 @@ class Warmup:
         num_steps: Length in optimizer steps; 0 is no warm-up.
         start_factor: Factor of the first step, in (0, 1].
         scope: "all" entries, only the "new" ones that growth added, or only those of the "source".
+        shape: "linear", or half a "cosine", which starts and ends gently.
 
     Raises:
         ValueError: An argument is out of range.
@@ -39,14 +42,18 @@ class Warmup:
     2.25 1.0
     """
 
-    def __init__(self, num_steps: int = 100, start_factor: float = 0.1, scope: Scope = "all") -> None:
+    def __init__(
+        self, num_steps: int = 100, start_factor: float = 0.1, scope: Scope = "all", shape: Shape = "linear"
+    ) -> None:
         if num_steps < 0:
             raise ValueError(f"Expected num_warmup_steps to be 0 or more, but got {num_steps}.")
         if not 0 < start_factor <= 1:
             raise ValueError(f"Expected warmup_start_factor to be in (0, 1], but got {start_factor}.")
         if scope not in ("all", "new", "source"):
             raise ValueError(f"Expected warmup_scope to be 'all', 'new' or 'source', but got {scope!r}.")
-        self.num_steps, self.start_factor, self.scope = num_steps, start_factor, scope
+        if shape not in ("linear", "cosine"):
+            raise ValueError(f"Expected warmup_shape to be 'linear' or 'cosine', but got {shape!r}.")
+        self.num_steps, self.start_factor, self.scope, self.shape = num_steps, start_factor, scope, shape
         self.steps: list[int] = []
         self._attached: list[_Ramp] = []
 
@@ -74,7 +81,12 @@ class Warmup:
     def factor(self, optimizer_index: int = 0) -> float:
         """The factor of this optimizer's next step: `start_factor` at first, 1 from step `num_steps` on."""
         done = self.steps[optimizer_index] if optimizer_index < len(self.steps) else 0
-        return 1.0 if done >= self.num_steps else self.start_factor + (1 - self.start_factor) * done / self.num_steps
+        if done >= self.num_steps:
+            return 1.0
+        part = done / self.num_steps
+        return self.start_factor + (1 - self.start_factor) * (
+            part if self.shape == "linear" else (1 - math.cos(math.pi * part)) / 2
+        )
 
     def is_over(self, optimizer_index: int) -> bool:
         """Whether this optimizer has made all its steps."""
@@ -89,13 +101,13 @@ class Warmup:
         """Everything a resume needs, as plain types; empty when finished, so that no trace is left."""
         if self.is_finished:
             return {}
-        settings = {"num_steps": self.num_steps, "start_factor": self.start_factor, "scope": self.scope}
+        settings = {key: getattr(self, key) for key in ("num_steps", "start_factor", "scope", "shape")}
         return {**settings, "steps": list(self.steps)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Warmup":
         """The warm-up that wrote this state, at the step where it was."""
-        warmup = cls(state["num_steps"], state["start_factor"], state["scope"])
+        warmup = cls(state["num_steps"], state["start_factor"], state["scope"], state.get("shape", "linear"))
         warmup.steps = list(state["steps"])
         return warmup
 

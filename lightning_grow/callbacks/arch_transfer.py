@@ -17,7 +17,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, check_shapes, learning_rates
 from lightning_grow.sharded import check_sharded
 from lightning_grow.strategies import Strategy, find_strategy
-from lightning_grow.warmup import Scope, Warmup, from_runs, to_runs
+from lightning_grow.warmup import Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
 STANDS_FOR = "lightning_grow_stands_for"
@@ -32,13 +32,17 @@ class ArchTransfer(Callback):
 
     Args:
         strategy: What new units start as: a name of `list_strategies`, or a strategy.
-        optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments.
-        scheduler: "keep" goes on with the checkpoint's schedule, "reset" starts the config's; follows `optimizer` when
-            None.
-        num_warmup_steps: Optimizer steps of learning-rate warm-up after a growth; when None, 100 after a reset and 0
-            after a transfer.
+        optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments
+            where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, and
+            warms up the new ones alone (Sparkling, 2026).
+        scheduler: "keep" goes on with the checkpoint's schedule, "reset" starts the config's; when None, "reset" after
+            a reset, else "keep".
+        num_warmup_steps: Optimizer steps of learning-rate warm-up after a growth; when None, 0 after a transfer, else
+            100.
         warmup_start_factor: Factor of the learning rate at the first step, in (0, 1].
-        warmup_scope: "all" entries, only the "new" ones, or only those of the "source".
+        warmup_scope: "all" entries, only the "new" ones, or only those of the "source"; when None, "new" if
+            `optimizer` is "asymmetric", else "all".
+        warmup_shape: "linear", or half a "cosine".
         example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
             `example_input_array` when None.
         forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
@@ -55,7 +59,7 @@ class ArchTransfer(Callback):
 
     >>> ArchTransfer(optimizer="rest")
     Traceback (most recent call last):
-    ValueError: Expected optimizer to be 'reset' or 'transfer', but got 'rest'.
+    ValueError: Expected optimizer to be 'reset', 'transfer' or 'asymmetric', but got 'rest'.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class ArchTransfer(Callback):
         scheduler: Schedule | None = None,
         num_warmup_steps: int | None = None,
         warmup_start_factor: float = 0.1,
-        warmup_scope: Scope = "all",
+        warmup_scope: Scope | None = None,
+        warmup_shape: Shape = "linear",
         example_inputs: Any = None,
         forward: Callable[..., Any] | None = None,
         source: Source | None = None,
@@ -77,16 +82,17 @@ class ArchTransfer(Callback):
         seed: int = 0,
         reset_monitors: bool = False,
     ) -> None:
-        if optimizer not in ("reset", "transfer"):
-            raise ValueError(f"Expected optimizer to be 'reset' or 'transfer', but got {optimizer!r}.")
+        if optimizer not in ("reset", "transfer", "asymmetric"):
+            raise ValueError(f"Expected optimizer to be 'reset', 'transfer' or 'asymmetric', but got {optimizer!r}.")
         if scheduler not in (None, "reset", "keep"):
             raise ValueError(f"Expected scheduler to be 'reset', 'keep' or None, but got {scheduler!r}.")
         self.strategy = strategy
         self.optimizer: Choice = optimizer
         self.scheduler: Schedule = scheduler or ("reset" if optimizer == "reset" else "keep")
-        steps = DEFAULT_WARMUP_STEPS if optimizer == "reset" else 0
+        steps = 0 if optimizer == "transfer" else DEFAULT_WARMUP_STEPS
         self.num_warmup_steps = steps if num_warmup_steps is None else num_warmup_steps
-        self.warmup_start_factor, self.warmup_scope = warmup_start_factor, warmup_scope
+        self.warmup_start_factor, self.warmup_shape = warmup_start_factor, warmup_shape
+        self.warmup_scope: Scope = warmup_scope or ("new" if optimizer == "asymmetric" else "all")
         self.source = source
         self.reset_monitors = reset_monitors
         self.options: dict[str, Any] = {
@@ -104,7 +110,7 @@ class ArchTransfer(Callback):
         self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 
     def _make_warmup(self) -> Warmup:
-        return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope)
+        return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope, self.warmup_shape)
 
     def _forget(self) -> None:
         self._path: str | Path = "the checkpoint"
@@ -202,7 +208,8 @@ class ArchTransfer(Callback):
         if self.reset_monitors:
             _clear_monitors(trainer, checkpoint)
         _tell_growth(growth, self._path)
-        _write_report(trainer, growth, int(checkpoint.get("global_step", 0)))
+        if not fitting:
+            _write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
 
     def _carry_optimizers(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], growth: Growth
@@ -215,6 +222,8 @@ class ArchTransfer(Callback):
             plan = growth.transfer.plan
             self._new_entries = {name: to_runs(plan.new_entries(name)) for name in _parameters(pl_module)}
         rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
+        state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
+        _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
@@ -229,7 +238,7 @@ class ArchTransfer(Callback):
         had = _join(learning_rates(checkpoint.get("optimizer_states") or ()))
         has = _join(learning_rates(carried.optimizer_states or [vars(item) for item in trainer.optimizers]))
         names = ", ".join(type(item).__name__ for item in trainer.optimizers) or "no optimizer"
-        moments = f"moments of {carried.moved} parameters moved" if self.optimizer == "transfer" else "state is fresh"
+        moments = "state is fresh" if self.optimizer == "reset" else f"moments of {carried.moved} parameters moved"
         schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"
         lines = [
             f"Optimizer: {names}, {moments}; the schedule {schedule}.",
@@ -241,8 +250,14 @@ class ArchTransfer(Callback):
                 f"Warm-up: {self.warmup_start_factor:g} to 1 times the rate over {self.num_warmup_steps} optimizer "
                 f"steps ({self.warmup_scope} entries)."
             )
-        if carried.fresh:
-            lines.append(f"Fresh although the checkpoint had state: {'; '.join(carried.fresh)}.")
+        for title, items in (
+            ("Fresh although the checkpoint had state", carried.fresh),
+            ("Moments that are approximate", carried.approximate),
+            ("Not at the pace of before", carried.paced),
+        ):
+            lines.extend([f"{title}: {'; '.join(items)}."] if items else [])
+        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
+            lines.append("Clipping by the gradients' norm counts those of new entries too, so the old ones' shrink.")
         return " ".join(lines)
 
 
@@ -312,13 +327,13 @@ def _tell_growth(growth: Growth, path: str | Path) -> None:
     Console().print(report)
 
 
-def _write_report(trainer: Trainer, growth: Growth, step: int) -> None:
+def _write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
     folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts the folder's name
     if trainer.is_global_zero and "://" not in str(folder):
         path = Path(folder) / "growth_report.json"
-        path = path.with_name(f"growth_report_step{step}.json") if path.exists() else path
+        path = path.with_name(f"growth_report_step{checkpoint.get('global_step', 0)}.json") if path.exists() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(growth.transfer.report.to_dict(), indent=2))
+        path.write_text(json.dumps(report, indent=2))
 
 
 def _parameters(module: LightningModule) -> dict[str, Parameter]:

@@ -517,7 +517,7 @@ def test_optimizer_state_of_another_shape_never_reaches_an_optimizer(tmp_path, f
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"optimizer": "rest"}, "'reset' or 'transfer', but got 'rest'"),
+        ({"optimizer": "rest"}, "'reset', 'transfer' or 'asymmetric', but got 'rest'"),
         ({"scheduler": "kept"}, "'reset', 'keep' or None, but got 'kept'"),
         ({"num_warmup_steps": -1}, "num_warmup_steps"),
     ],

@@ -106,7 +106,13 @@ def test_a_finished_warmup_leaves_no_trace():
     warmup = Warmup(3, 0.1)
     assert warmup.state_dict() == {}
     run(warmup, num_steps=2)
-    assert warmup.state_dict() == {"num_steps": 3, "start_factor": 0.1, "scope": "all", "steps": [2]}
+    assert warmup.state_dict() == {
+        "num_steps": 3,
+        "start_factor": 0.1,
+        "scope": "all",
+        "shape": "linear",
+        "steps": [2],
+    }
     run(warmup, num_steps=1)
     assert warmup.state_dict() == {}
 
@@ -202,3 +208,10 @@ def test_settings_out_of_range_are_refused(settings, words):
 def test_a_mask_survives_as_runs(entries):
     mask = torch.tensor(entries, dtype=torch.bool)
     assert torch.equal(from_runs(to_runs(mask), mask.shape), mask)
+
+
+def test_a_cosine_warmup_is_gentle_at_both_ends():
+    state = {"num_steps": 4, "start_factor": 0.2, "scope": "all", "shape": "cosine"}
+    factors = [Warmup.from_state_dict({**state, "steps": [done]}).factor() for done in range(5)]
+    half = (1 - 0.5**0.5) / 2  # (1 - cos(pi / 4)) / 2
+    assert factors == pytest.approx([0.2, 0.2 + 0.8 * half, 0.6, 0.2 + 0.8 * (1 - half), 1.0])
