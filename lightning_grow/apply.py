@@ -31,13 +31,22 @@ def write_state(
     generator = torch.Generator().manual_seed(seed)
     source_names = {name.replace("_orig_mod.", ""): name for name in source_state}
     done: set[int] = set()  # a tied tensor is written once
-    for name, grown in out.items():
+    written = {name.replace("_orig_mod.", ""): grown for name, grown in out.items()}
+    copies_last = sorted(out.items(), key=lambda entry: _original(tensors, entry[0]) is not None)
+    for name, grown in copies_last:
         item = tensors.get(name.replace("_orig_mod.", ""))
         if item is None or not isinstance(grown, Tensor) or id(grown) in done:
             continue
         done.add(id(grown))
+        if item.like is not None:
+            grown.detach().copy_(written[item.like])  # its new entries; those with a source follow
         source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
         _write_tensor(item, source, target_state[name].detach(), grown.detach(), strategy, generator)
+
+
+def _original(tensors: Mapping[str, TensorPlan], name: str) -> str | None:
+    item = tensors.get(name.replace("_orig_mod.", ""))
+    return None if item is None else item.like
 
 
 def empty_state(target_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +88,7 @@ def _write_tensor(
             _put(out, at, _mean(item, source, index, cell.factor, cell.mean_dim))
         elif cell.kind is Kind.IDENTITY:
             _put(out, at, _identity(item, index))
-        else:
+        elif item.like is None:
             block = Block(item.name, _take(initial, at), source, item.role(index), len(item.maps) == 1, generator)
             entries = _fill(strategy, block)
             if entries is not block.initial or fresh is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_grow.alignment import Alignment, align
 from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import Kind, Layout
+from lightning_grow.copies import find_copies
 from lightning_grow.interpret import Choice, State, interpret, number_variable
 from lightning_grow.maps import UnitMap, axis_map, unit_index
 from lightning_grow.meanings import Normalize
@@ -47,8 +48,9 @@ def make_plan(
     """
     both = align(source, target, source_inputs, target_inputs, forward, rename)
     notes = name_inputs(source, target, both)
-    draft = _Draft(both, target, strategy, allowed, seed)
-    impossible = find_mismatches(source, target, both, allowed)
+    copies = find_copies(target, both)
+    draft = _Draft(both, target, strategy, allowed, seed, copies)
+    impossible = find_mismatches(source, target, both, allowed, copies)
     refused, lost = list(impossible), list[str]()
     if not impossible and strategy.transfers:
         parted, lost = draft.decide()
@@ -62,7 +64,7 @@ def make_plan(
         refused=tuple(refused),
         impossible=tuple(impossible),
         lost=tuple(lost),
-        notes=notes,
+        notes=(*notes, *_name_copies(copies)),
         attributes=draft.attributes(),
         lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
@@ -72,7 +74,16 @@ def make_plan(
 class _Draft:
     """A plan in the making."""
 
-    def __init__(self, both: Alignment, target: nn.Module, strategy: Strategy, allowed: Permissions, seed: int) -> None:
+    def __init__(
+        self,
+        both: Alignment,
+        target: nn.Module,
+        strategy: Strategy,
+        allowed: Permissions,
+        seed: int,
+        copies: Mapping[str, str],
+    ) -> None:
+        self.copies = copies
         self.both, self.pairing, self.new, self.renamed = both, both.pairing, both.target, both.renamed
         self.target, self.strategy, self.allowed = target, strategy, allowed
         self.generator = torch.Generator().manual_seed(seed)
@@ -195,7 +206,11 @@ class _Draft:
     def tensors(self, names: list[str]) -> dict[str, TensorPlan]:
         """What becomes of every tensor."""
         layout = Layout(self.pairing.old_size, self.copied)
-        return {name: self._tensor(name, layout) for name in names}
+        own = {name: self._tensor(name, layout) for name in names if name not in self.copies}
+        return {name: own[name] if name in own else self._copy(name, own[self.copies[name]]) for name in names}
+
+    def _copy(self, name: str, original: TensorPlan) -> TensorPlan:
+        return replace(original, name=name, source_name=self.renamed.get(name), like=original.name)
 
     def groups(self) -> tuple[UnitGroup, ...]:
         """The unit groups that grow."""
@@ -205,8 +220,10 @@ class _Draft:
                 (name, dim)
                 for name, value in self.new.tensors.items()
                 for dim, axis in enumerate(value.axes)
-                if atom in set(atoms(axis))
+                if name not in self.copies and atom in set(atoms(axis))
             )
+            if not members:
+                continue
             mode = "copied" if atom in self.copied else "fresh"
             place = self.pairing.places[atom]
             units = tuple(unit_index(self.new.tensors[name].axes[dim], atom) for name, dim in members)
@@ -292,6 +309,14 @@ class _Draft:
         """The number behind an expression, now that the system is solved."""
         total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in scale.terms.items())
         return math.exp(total + scale.constant)
+
+
+def _name_copies(copies: Mapping[str, str]) -> list[str]:
+    """Say once per module what its tensors copy."""
+    pairs = {
+        (copy.rpartition(".")[0] or copy, original.rpartition(".")[0] or original) for copy, original in copies.items()
+    }
+    return [f"No forward runs '{copy}': it grows as '{original}', which it copies." for copy, original in sorted(pairs)]
 
 
 def _broken(reason: str) -> str:

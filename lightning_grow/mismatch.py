@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,13 +21,21 @@ class Permissions:
     attributes: bool = False
 
 
-def find_mismatches(source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions) -> list[str]:
+def find_mismatches(
+    source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions, copies: Collection[str] = ()
+) -> list[str]:
     """Say every difference without a meaning, each with its place and a way out; empty where there is none."""
     ends = [
         *_grown_ends("input", both.source.inputs, both.target.inputs, both, allowed.inputs),
         *_grown_ends("output", both.source.outputs, both.target.outputs, both, allowed.outputs),
     ]
-    return [*both.pairing.refused, *_missing(source, target, both), *_untied(both), *_unused(target, both), *ends]
+    return [
+        *both.pairing.refused,
+        *_missing(source, target, both),
+        *_untied(both),
+        *_unused(target, both, copies),
+        *ends,
+    ]
 
 
 def name_inputs(source: nn.Module, target: nn.Module, both: Alignment) -> tuple[str, ...]:
@@ -81,8 +90,8 @@ def _untied(both: Alignment) -> list[str]:
     return refused
 
 
-def _unused(target: nn.Module, both: Alignment) -> list[str]:
-    saved = set(saved_names(target))
+def _unused(target: nn.Module, both: Alignment, copies: Collection[str]) -> list[str]:
+    saved = set(saved_names(target)) - set(copies)
     used = {value for node in both.target.nodes for value in node.tensors()} | set(both.target.outputs)
     values = {name: both.target.tensors[name] for name in both.renamed if name in saved}
     return [

@@ -46,6 +46,7 @@ class TensorPlan:
         cells: An array of `CellPlan`, one per combination of blocks.
         reads: Whether each dimension is read (fan-in).
         is_state: Whether it is a buffer.
+        like: The tensor whose new entries it shares: it is a copy of that one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TensorPlan:
     cells: Any
     reads: tuple[bool, ...]
     is_state: bool = False
+    like: str | None = None
 
     @property
     def is_plain(self) -> bool:

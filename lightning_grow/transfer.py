@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.apply import empty_state, report_tensor, write_state
+from lightning_grow.copies import stand_ins, substitute
 from lightning_grow.draft import make_plan
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.liveness import count_dead_and_twins
@@ -275,10 +276,25 @@ def _measure(
     expected = outputs(source, source_inputs, forward)
     with changed_attributes(target, plan.attributes):
         got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
-    error = output_error(expected, got)
+        error = output_error(expected, got)
+        for stand_in in stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None}):
+            error = max(error, _copy_error(request, plan, grown, stand_in))
     if tolerance is not None:
         return error, tolerance
     return error, 10 * rounding_floor(source, source_inputs, forward, plan.lowest_dtype, expected)
+
+
+def _copy_error(request: _Request, plan: GrowthPlan, grown: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> float:
+    """The output error when copies run in place of what they copy, in both modules."""
+    source, target, forward = request.source, request.target, request.forward
+    target_inputs = _examples(source, target, request.example_inputs)[1]
+    old_names = {
+        str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
+        for original, copy in stand_in.items()
+    }
+    old, new = substitute(source.state_dict(), old_names), substitute(grown, stand_in)
+    expected = outputs(source, shared_inputs(target_inputs, plan.input_positions), forward, old)
+    return output_error(expected, outputs(_on_real_device(target, new), target_inputs, forward, new))
 
 
 def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
 from torch.nn import Parameter
 
@@ -20,6 +20,7 @@ from lightning_grow.strategies import Strategy, find_strategy
 from lightning_grow.warmup import Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
+UNREAD = "the checkpoint"
 STANDS_FOR = "lightning_grow_stands_for"
 """On a function that stands in front of another: the one behind it."""
 
@@ -113,7 +114,7 @@ class ArchTransfer(Callback):
         return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope, self.warmup_shape)
 
     def _forget(self) -> None:
-        self._path: str | Path = "the checkpoint"
+        self._path: str | Path = UNREAD
         self._checkpoint: dict[str, Any] | None = None  # from the load until the optimizers are there
         self._growth: Growth | None = None  # likewise
         self._warmup = Warmup(0)
@@ -285,6 +286,8 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 
 def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        if callback._path == UNREAD and trainer.state.fn == "fit":
+            _warn_of_tuners(trainer)
         callback._path = checkpoint_path
         if trainer.strategy.restore_checkpoint_after_setup:
             check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
@@ -310,12 +313,24 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
     return on_load_checkpoint
 
 
-def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+def _find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
     # by name, not isinstance: both import roots of Lightning have these classes
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if {"ModelCheckpoint", "EarlyStopping"} & {cls.__name__ for cls in type(callback).__mro__}:
-            checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+    return [item for item in callbacks if {*names} & {cls.__name__ for cls in type(item).__mro__}]
+
+
+def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    for callback in _find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
+        checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+
+def _warn_of_tuners(trainer: Trainer) -> None:
+    for callback in _find_callbacks(trainer, "LearningRateFinder", "BatchSizeFinder"):
+        rank_zero_warn(
+            f"{type(callback).__name__} together with ckpt_path loses the checkpoint's progress and optimizer state: "
+            "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
+            "own, then resume without it."
+        )
 
 
 @rank_zero_only

@@ -9,7 +9,13 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, train_small, weights
 
@@ -24,7 +30,7 @@ class AtStart(L.Callback):
     """Looks at the module and optimizer once everything is restored, before the first step."""
 
     def on_train_start(self, trainer, pl_module):
-        self.outputs = outputs(pl_module)
+        self.outputs, self.weights = outputs(pl_module), weights(pl_module)
         self.step, self.epoch = trainer.global_step, trainer.current_epoch
         self.rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         self.state = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
@@ -355,6 +361,46 @@ def test_a_moving_average_grows_with_the_same_fill(tmp_path, order):
     assert torch.equal(seen.live["net.0.weight"][8:], seen.average["net.0.weight"][8:])
 
 
+def outputs_of(state, hidden_dims, inputs):
+    module = Stack(hidden_dims)
+    module.load_state_dict(state)
+    with torch.no_grad():
+        return module(inputs)
+
+
+def test_the_average_computes_what_it_did_as_well_as_the_live_model(tmp_path):
+    _, path = train_small(tmp_path, Stack, EMAWeightAveraging(decay=0.9))
+    kept, inputs = read(path), torch.randn(9, 4)
+    average, big = EMAWeightAveraging(decay=0.9), Stack([16])
+
+    class Outputs(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.live = outputs_of(pl_module.state_dict(), [16], inputs)
+            self.average = outputs_of(average._average_model.module.state_dict(), [16], inputs)
+
+    seen = Outputs()
+    fit(big, tmp_path, ArchTransfer(), average, seen, ckpt_path=path, max_epochs=3)
+    torch.testing.assert_close(seen.live, outputs_of(kept["current_model_state"], [8], inputs))
+    torch.testing.assert_close(seen.average, outputs_of(kept["state_dict"], [8], inputs))
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_an_average_that_begins_or_ends_at_the_growth_behaves_as_in_lightning(tmp_path, before, after):
+    def averages(wanted):
+        return [EMAWeightAveraging(decay=0.9)] if wanted else []
+
+    _, path = train_small(tmp_path, Stack, *averages(before))
+    kept, inputs, found = read(path), torch.randn(9, 4), []
+    for hidden_dims in ([8], [16]):  # a plain resume and a growing one
+        start = AtStart()
+        fit(Stack(hidden_dims), tmp_path, ArchTransfer(), *averages(after), start, ckpt_path=path, max_epochs=3)
+        found.append(outputs_of(start.weights, hidden_dims, inputs))
+    plain, grown = found
+    torch.testing.assert_close(grown, plain)
+    torch.testing.assert_close(plain, outputs_of(kept["state_dict"], [8], inputs))  # the average, where there was one
+
+
 def test_stochastic_weight_averaging_grows_too(tmp_path):
     averaging = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1)
     _, path = train_small(tmp_path, Stack, averaging, max_epochs=4)
@@ -384,6 +430,62 @@ def test_monitors_forget_only_when_asked(tmp_path, reset, kept):
     trainer = make_trainer(tmp_path, *callbacks, enable_checkpointing=True, max_epochs=3, num_sanity_val_steps=0)
     trainer.fit(Stack([16]), batches(), batches(), ckpt_path=tmp_path / "small.ckpt")
     assert scores.known == (kept, kept)
+
+
+def test_the_best_of_the_small_network_is_tested_by_the_big_one(tmp_path):
+    def checkpoints():
+        return ModelCheckpoint(dirpath=tmp_path / "best", monitor="val_loss", save_top_k=1, filename="{epoch}")
+
+    trainer = make_trainer(tmp_path, checkpoints(), enable_checkpointing=True)
+    trainer.fit(Stack(), batches(), batches())
+    best = trainer.checkpoint_callback.best_model_path
+    big = make_trainer(tmp_path, ArchTransfer(), checkpoints(), enable_checkpointing=True, max_epochs=3)
+    module = Stack([16], learning_rate=100.0)  # so that nothing gets better
+    big.fit(module, batches(), batches(), ckpt_path=best)
+    assert big.checkpoint_callback.best_model_path == best
+    big.test(module, batches(), ckpt_path="best")
+    old = read(best)["state_dict"]["net.0.weight"]
+    assert torch.equal(module.net[0].weight[:8], old)
+
+
+class DelayedStack(Stack):
+    """Its target network runs in training_step alone."""
+
+    def __init__(self, hidden_dims=(8,)):
+        super().__init__(hidden_dims)
+        self.save_hyperparameters()
+        self.target_net = copy.deepcopy(self.net).requires_grad_(requires_grad=False)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        for slow, fast in zip(self.target_net.parameters(), self.net.parameters(), strict=True):
+            slow.data.lerp_(fast.data, 0.05)
+
+    def training_step(self, batch, batch_idx):
+        return (self(batch[0]) - self.target_net(batch[0]).detach() - batch[1]).square().mean()
+
+
+def test_a_target_network_grows_as_the_network_it_follows(tmp_path):
+    small, path = train_small(tmp_path, DelayedStack)
+    inputs = torch.randn(9, 4)
+    assert not torch.allclose(small.net(inputs), small.target_net(inputs), atol=1e-3)
+
+    class Outputs(L.Callback):
+        @torch.no_grad()
+        def on_train_start(self, trainer, pl_module):
+            self.live, self.target = pl_module.net(inputs), pl_module.target_net(inputs)
+
+    seen = Outputs()
+    fit(DelayedStack([16]), tmp_path, ArchTransfer(), seen, ckpt_path=path, max_epochs=3)
+    torch.testing.assert_close(seen.live, small.net(inputs).detach())
+    torch.testing.assert_close(seen.target, small.target_net(inputs).detach())
+
+
+def test_a_search_for_the_learning_rate_with_a_checkpoint_is_warned_of(tmp_path):
+    _, path = train_small(tmp_path)
+    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+    arguments = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "max_epochs": 3}
+    with pytest.warns(UserWarning, match="LearningRateFinder together with ckpt_path loses the checkpoint's progress"):
+        fit(Stack([16]), tmp_path, ArchTransfer(), finder, ckpt_path=path, **arguments)
 
 
 # ----- what is refused, and what it says -----------------------------------------------------------------------------
