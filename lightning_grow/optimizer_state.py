@@ -304,16 +304,20 @@ def _check_schedule(
         if state.keys() != scheduler.state_dict().keys():
             refused.append(f"the checkpoint's scheduler is not the {type(scheduler).__name__} that the config builds")
     if optimizer == "reset" and not refused:
-        refused += _differing_rates(states, optimizers)
+        refused += _differing_rates(states, optimizers, bool(saved))
     if refused:
         way_out = "Pass scheduler='reset' (and optimizer='reset') to start the config's schedule."
         raise RefusedGrowth([f"the schedule cannot be kept: {reason}. {way_out}" for reason in refused])
 
 
-def _differing_rates(states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer]) -> list[str]:
+def _differing_rates(
+    states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer], scheduled: bool
+) -> list[str]:
     refused = []
     for old, new in zip(states, optimizers, strict=True):
         for old_group, new_group in zip(old["param_groups"], new.param_groups, strict=True):
+            if scheduled and "initial_lr" not in old_group:  # ReduceLROnPlateau forgets where it began
+                continue
             had, has = (float(group.get("initial_lr", group["lr"])) for group in (old_group, new_group))
             if had != has:
                 refused.append(f"it runs from the learning rate {had:g}, the config's fresh optimizer from {has:g}")

@@ -145,6 +145,33 @@ def test_every_choice_gives_the_right_learning_rate(tmp_path, optimizer, schedul
     assert len(at_start.state) == moments
 
 
+class PerEpoch(Stack):
+    """A schedule that steps once an epoch, by a monitored value."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=1e9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+@pytest.mark.parametrize("optimizer", ["reset", "transfer", "asymmetric"])
+def test_a_kept_schedule_of_epochs_goes_on(tmp_path, optimizer):
+    _, path = train_small(tmp_path, PerEpoch, max_epochs=3)
+    rates = Rates()
+    fit(
+        PerEpoch([16]),
+        tmp_path,
+        ArchTransfer(optimizer=optimizer, scheduler="keep", num_warmup_steps=0),
+        rates,
+        ckpt_path=path,
+        max_epochs=5,
+    )
+    plain = Rates()
+    fit(PerEpoch(), tmp_path, plain, ckpt_path=path, max_epochs=5)
+    assert rates.used == plain.used
+    assert len(set(plain.used)) == 2
+
+
 def test_a_reset_takes_the_configs_lower_learning_rate(tmp_path):
     _, path = train_small(tmp_path)
     at_start = AtStart()

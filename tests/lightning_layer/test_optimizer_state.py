@@ -379,6 +379,7 @@ SCHEDULES = {
     "one cycle": lambda optimizer: optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=60),
     "exponential": lambda optimizer: optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
     "lambda": lambda optimizer: optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+    "plateau": lambda optimizer: optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2),
     "sequence": lambda optimizer: optim.lr_scheduler.SequentialLR(
         optimizer,
         [optim.lr_scheduler.LinearLR(optimizer), optim.lr_scheduler.ExponentialLR(optimizer, 0.9)],
@@ -395,7 +396,7 @@ def test_a_kept_schedule_goes_on_exactly(schedule, optimizer):
         for _ in range(steps):
             rates.append((optimizer.param_groups[0]["lr"], *optimizer.param_groups[0]["betas"]))
             train(optimizer.net, optimizer, 1)
-            scheduler.step()
+            scheduler.step(*[1.0] * isinstance(scheduler, optim.lr_scheduler.ReduceLROnPlateau))  # never better
         return rates
 
     def make(net):
