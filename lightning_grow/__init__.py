@@ -13,7 +13,7 @@ from lightning_grow.strategies import Strategy, list_strategies, register_strate
 from lightning_grow.transfer import grow, plan_growth
 
 if TYPE_CHECKING:
-    from lightning_grow.callbacks import ArchTransfer
+    from lightning_grow.callbacks import ArchTransfer, GrowthSchedule
 
 __all__ = [
     "ArchTransfer",
@@ -21,6 +21,7 @@ __all__ = [
     "GrowError",
     "GrowableMixin",
     "GrowthPlan",
+    "GrowthSchedule",
     "RefusedGrowth",
     "Strategy",
     "TransferReport",
@@ -36,9 +37,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback on first use: whoever grows plain modules need not wait for Lightning."""
-    if name == "ArchTransfer":
-        from lightning_grow.callbacks import ArchTransfer
+    """Import a callback on first use: whoever grows plain modules need not wait for Lightning."""
+    if name in ("ArchTransfer", "GrowthSchedule"):
+        from lightning_grow import callbacks
 
-        return ArchTransfer
+        return getattr(callbacks, name)
     raise AttributeError(f"module 'lightning_grow' has no attribute {name!r}")

@@ -172,14 +172,25 @@ def rebuild_source(
     if source is None and not hparams:
         raise RefusedGrowth(f"the checkpoint holds no hyperparameters, so its module cannot be built again. {WAYS_OUT}")
 
-    def build() -> nn.Module:
-        if source is not None:
-            return source(dict(hparams))
-        return type(target)(**_init_arguments(type(target), hparams, checkpoint.get("hparams_name")))
-
-    module = _fill(build, state)
+    module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state)
     _match_example_inputs(module, target)
     return module.train(target.training)
+
+
+def build_module(
+    like: nn.Module, hparams: Mapping[str, Any], source: Source | None = None, hparams_name: str | None = None
+) -> nn.Module:
+    """Build a new module of the same class from hyperparameters, or by `source`, which takes them as a dict.
+
+    Args:
+        like: Gives the class.
+        hparams: The hyperparameters; those that `__init__` does not take are left out.
+        source: Builds the module instead.
+        hparams_name: The argument that takes all of them, where they were saved under one name.
+    """
+    if source is not None:
+        return source(dict(hparams))
+    return type(like)(**_init_arguments(type(like), hparams, hparams_name))
 
 
 @contextmanager

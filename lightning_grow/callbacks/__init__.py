@@ -1,5 +1,6 @@
 """Lightning callbacks that grow a run."""
 
 from lightning_grow.callbacks.arch_transfer import ArchTransfer
+from lightning_grow.callbacks.growth_schedule import GrowthSchedule
 
-__all__ = ["ArchTransfer"]
+__all__ = ["ArchTransfer", "GrowthSchedule"]

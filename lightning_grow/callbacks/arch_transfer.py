@@ -162,13 +162,19 @@ class ArchTransfer(Callback):
         if self._new_entries and not self._warmup.is_finished:
             checkpoint[KEY]["pending"] = {"new_entries": self._new_entries}
 
+    @property
+    def state_key(self) -> str:
+        """One for all that grow a run: whichever saved the warm-up, the other goes on with it."""
+        return "ArchTransfer"
+
     def state_dict(self) -> dict[str, Any]:
         """The warm-up under way; empty without one."""
         return self._warmup.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the warm-up that was under way; where this very resume grows, `on_fit_start` starts a new one."""
-        self._warmup = Warmup.from_state_dict(state_dict)
+        if "steps" in state_dict:
+            self._warmup = Warmup.from_state_dict(state_dict)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""
@@ -208,7 +214,10 @@ class ArchTransfer(Callback):
             return
         if self.reset_monitors:
             _clear_monitors(trainer, checkpoint)
-        _tell_growth(growth, self._path)
+        for key, (had, has) in growth.differing.items():
+            rank_zero_info(f"{key}: {had} in the checkpoint, {has} in the config.")
+        rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
+        print_report(growth)
         if not fitting:
             _write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
 
@@ -313,19 +322,20 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
     return on_load_checkpoint
 
 
-def _find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
+def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
+    """The callbacks of these classes or of subclasses."""
     # by name, not isinstance: both import roots of Lightning have these classes
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [item for item in callbacks if {*names} & {cls.__name__ for cls in type(item).__mro__}]
 
 
 def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    for callback in _find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
+    for callback in find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
         checkpoint.get("callbacks", {}).pop(callback.state_key, None)
 
 
 def _warn_of_tuners(trainer: Trainer) -> None:
-    for callback in _find_callbacks(trainer, "LearningRateFinder", "BatchSizeFinder"):
+    for callback in find_callbacks(trainer, "LearningRateFinder", "BatchSizeFinder"):
         rank_zero_warn(
             f"{type(callback).__name__} together with ckpt_path loses the checkpoint's progress and optimizer state: "
             "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
@@ -334,12 +344,9 @@ def _warn_of_tuners(trainer: Trainer) -> None:
 
 
 @rank_zero_only
-def _tell_growth(growth: Growth, path: str | Path) -> None:
-    for key, (had, has) in growth.differing.items():
-        rank_zero_info(f"{key}: {had} in the checkpoint, {has} in the config.")
-    report = growth.transfer.report
-    rank_zero_info(f"Growing {path} with the strategy {report.strategy!r}.")
-    Console().print(report)
+def print_report(growth: Growth) -> None:
+    """Print the table of a growth, once."""
+    Console().print(growth.transfer.report)
 
 
 def _write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:

@@ -1,0 +1,253 @@
+"""Grow inside one run, stage by stage: the callback."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_grow.architecture import (
+    build_module,
+    checkpoint_hparams,
+    compare_hparams,
+    find_hparams,
+    record_architecture,
+    restore_attributes,
+    to_plain,
+    untouched_rng,
+)
+from lightning_grow.become import become
+from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, print_report
+from lightning_grow.convert import grow_checkpoint
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.plan import refuse
+from lightning_grow.plateau import Plateau
+from lightning_grow.transfer import plan_growth
+
+PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth")
+"""The options that a plan depends on."""
+
+
+class GrowthSchedule(ArchTransfer):
+    """Grow the network while `fit` runs: ``GrowthSchedule(stages=[{"hidden_dims": [192, 192, 96]}], at=[960])``.
+
+    The configured module is the stage before the first. Each growth is that of a resume: the same plan, check,
+    optimizer state, warm-up and report. All stages are planned before the first step, so that no run stops in its
+    middle over a stage that cannot be. It takes the place of ArchTransfer: a checkpoint of any stage resumes with the
+    same configuration (the module takes on that stage's architecture before the weights load), a smaller one grows.
+
+    Args:
+        stages: For every stage, the hyperparameters that change, by name; dots reach into nested ones ("model.width").
+        at: At which `trainer.global_step` (optimizer steps) each stage begins, ascending.
+        on_plateau: Instead of `at`: grow when a logged value has stopped getting better, as a dict of "monitor" (its
+            name), "patience" (epochs, 5 by default), "mode" ("min" by default, or "max"), "min_delta" (0 by default).
+        **options: The arguments of `ArchTransfer`.
+
+    Raises:
+        ValueError: Not exactly one of `at` and `on_plateau`, or a list of another length or order.
+
+    References: Chen et al., "Net2Net" (2016), and Gong et al., "Efficient training of BERT by progressively stacking"
+    (2019) grow in stages.
+
+    >>> GrowthSchedule(stages=[{"hidden_dims": [16]}], at=[100, 200])
+    Traceback (most recent call last):
+    ValueError: Expected at to have one step for each of the 1 stages, but got [100, 200].
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Mapping[str, Any]],
+        at: Sequence[int] | None = None,
+        on_plateau: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if (at is None) == (on_plateau is None):
+            raise ValueError("Expected one of at (optimizer steps) and on_plateau (a monitored value).")
+        if at is not None and len(at) != len(stages):
+            raise ValueError(f"Expected at to have one step for each of the {len(stages)} stages, but got {list(at)}.")
+        if at is not None and list(at) != sorted(set(at)):
+            raise ValueError(f"Expected at to be ascending, but got {list(at)}.")
+        self.stages = [dict(to_plain(stage)) for stage in stages]
+        self.at = None if at is None else list(at)
+        self.plateau = None if on_plateau is None else Plateau(**on_plateau)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See ArchTransfer; and refuse what no stage could be built under."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if trainer.strategy.restore_checkpoint_after_setup:
+            raise RefusedGrowth(
+                f"GrowthSchedule grows inside fit on one device or under DDP, not under "
+                f"{type(trainer.strategy).__name__}. Train each stage in a run of its own, with convert_checkpoint in "
+                "between."
+            )
+        if find_callbacks(trainer, "StochasticWeightAveraging"):
+            raise RefusedGrowth(
+                "GrowthSchedule and StochasticWeightAveraging both own the learning-rate schedule. Use "
+                "EMAWeightAveraging, or grow between two runs."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See ArchTransfer; and plan every stage that is left."""
+        super().on_fit_start(trainer, pl_module)
+        current = self.find_stage(find_hparams(pl_module))
+        modules = [self._build(pl_module, number) for number in range(current, len(self.stages) + 1)]
+        for number, (small, large) in enumerate(pairwise(modules), start=current + 1):
+            try:
+                plan = plan_growth(small, large, **{key: self.options[key] for key in PLANNED})
+                refuse(plan)
+                if plan.is_trivial:
+                    raise RefusedGrowth(f"{self.stages[number - 1]} changes no shape. Leave it out, or make it bigger.")
+            except RefusedGrowth as error:
+                raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Grow where a stage is due; never between the batches of one accumulated step."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if self.at is not None and stepped:
+            self._advance(trainer, pl_module, sum(step <= trainer.global_step for step in self.at))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Grow where the monitored value has stopped getting better."""
+        current = self.find_stage(find_hparams(pl_module))
+        if self.plateau is None or current == len(self.stages):
+            return
+        if trainer.strategy.broadcast(self.plateau.is_over(trainer.callback_metrics)):
+            self._advance(trainer, pl_module, current + 1)
+            self.plateau.forget()
+
+    def find_stage(self, hparams: Mapping[str, Any]) -> int:
+        """Return the last stage whose hyperparameters these are; 0 for the configured module."""
+        fits = [not compare_hparams(hparams, override(hparams, stage)) for stage in self.stages]
+        return max((number for number, fit in enumerate(fits, start=1) if fit), default=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warm-up under way, and how long a plateau has lasted; empty without either."""
+        waiting = {} if self.plateau is None else self.plateau.state_dict()
+        return {**super().state_dict(), **({"plateau": waiting} if waiting else {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the warm-up and the plateau."""
+        super().load_state_dict(state_dict)
+        if self.plateau is not None:
+            self.plateau.load_state_dict(state_dict.get("plateau", {}))
+
+    def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of a later stage than the module's: the module first becomes that stage."""
+        stage = self.find_stage(checkpoint_hparams(checkpoint))
+        if stage > self.find_stage(find_hparams(pl_module)):
+            self._become(trainer, pl_module, stage)
+        super()._grow(trainer, pl_module, checkpoint)
+
+    def _advance(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> None:
+        """Grow to a stage, as a resume from this very step would."""
+        own = self.find_stage(find_hparams(pl_module))
+        if stage <= own:
+            return
+        checkpoint, averages = _take_snapshot(trainer, pl_module), _find_averages(trainer)
+        growth = grow_checkpoint(
+            checkpoint, self._build(pl_module, stage), path=f"stage {own}", source=self.source, **self.options
+        )
+        if growth is None:
+            return
+        rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {self.stages[stage - 1]}.")
+        print_report(growth)
+        self._warmup.detach()
+        self._become(trainer, pl_module, stage)
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        restore_attributes(pl_module, checkpoint)
+        for average, state in zip(averages, checkpoint["callbacks"].values(), strict=True):
+            average.module.load_state_dict(state["average_model_state"])
+            average.to(pl_module.device)
+        # What Lightning does before the first step: device, precision, the DDP wrapper, the optimizers.
+        trainer.strategy.model = pl_module
+        trainer.strategy.setup(trainer)
+        self._carry_optimizers(trainer, pl_module, checkpoint, growth)
+        _load_training_state(trainer, checkpoint)
+        self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
+
+    def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> None:
+        """Change the module and every averaged copy of it, and what they say of themselves."""
+        hparams = self._hparams(pl_module, stage)
+        modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
+        fresh, grown = self._build(pl_module, 0), self._build(pl_module, stage)
+        for module in modules:
+            become(module, copy.deepcopy(grown), fresh)
+            module.hparams.update(hparams)
+
+    def _build(self, pl_module: LightningModule, stage: int) -> nn.Module:
+        """A new module of a stage, or of the one that `pl_module` has reached if that is later; alike in every run."""
+        name: Any = getattr(pl_module, "_hparams_name", None)
+        with untouched_rng():
+            torch.manual_seed(self.options["seed"] + stage)
+            return build_module(pl_module, self._hparams(pl_module, stage), self.source, name)
+
+    def _hparams(self, pl_module: LightningModule, stage: int) -> dict[str, Any]:
+        hparams = find_hparams(pl_module)
+        if not hparams:
+            raise RefusedGrowth(
+                f"{type(pl_module).__name__} keeps no hyperparameters, so its stages cannot be built. Call "
+                "self.save_hyperparameters() in its __init__."
+            )
+        for changes in self.stages[self.find_stage(hparams) : stage]:
+            hparams = override(hparams, changes)
+        return hparams
+
+
+def override(hparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with some changed; dots reach into nested ones.
+
+    >>> override({"model": {"width": 8, "depth": 2}, "lr": 0.1}, {"model.width": 16})
+    {'model': {'width': 16, 'depth': 2}, 'lr': 0.1}
+    """
+    changed = dict(hparams)
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        changed[first] = override(changed.get(first) or {}, {rest: value}) if rest else value
+    return changed
+
+
+def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
+    averages = [{"average_model_state": _on_cpu(average.module)} for average in _find_averages(trainer)]
+    checkpoint: dict[str, Any] = {
+        "state_dict": _on_cpu(pl_module),
+        "hyper_parameters": find_hparams(pl_module),
+        "hparams_name": getattr(pl_module, "_hparams_name", None),
+        "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+        "callbacks": {str(number): state for number, state in enumerate(averages)},
+        "global_step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+    }
+    record_architecture(checkpoint, pl_module, trainer.optimizers)
+    return checkpoint
+
+
+def _load_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    if checkpoint["optimizer_states"]:
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
+        config.scheduler.load_state_dict(state)
+
+
+def _find_averages(trainer: Trainer) -> list[AveragedModel]:
+    """The averaged copies of the module that callbacks keep."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
+    return [average for average in averages if isinstance(average, AveragedModel)]
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Any]:
+    state = module.state_dict()
+    return {name: item.detach().cpu().clone() if isinstance(item, Tensor) else item for name, item in state.items()}

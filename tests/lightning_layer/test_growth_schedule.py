@@ -1,0 +1,256 @@
+"""Growing inside one fit, on real Trainers and files."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
+
+from lightning_grow import ArchTransfer, GrowthSchedule, RefusedGrowth
+from lightning_grow.callbacks.growth_schedule import override
+
+STAGES = [{"hidden_dims": [12]}, {"hidden_dims": [16]}]
+CLOSE = {"rtol": 0, "atol": 1e-6}  # float32 outputs of about 1
+
+
+def make(cls=Stack, **hparams):
+    L.seed_everything(0, verbose=False)
+    return cls(**hparams)
+
+
+class Outputs(L.Callback):
+    """The module's outputs, width and optimizer after every batch; put it before and after the schedule."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        width = pl_module.net[0].out_features
+        shapes = [tuple(parameter.shape) for parameter in trainer.optimizers[0].param_groups[0]["params"]]
+        self.seen[trainer.global_step] = (width, outputs(pl_module), shapes[0], pl_module.net[0].weight.shape[0])
+
+
+@pytest.mark.parametrize("cls", [Stack, GrowableStack])
+@pytest.mark.parametrize("optimizer", ["reset", "transfer", "asymmetric"])
+def test_a_run_grows_at_its_steps_and_keeps_what_it_computes(tmp_path, cls, optimizer):
+    before, after, module = Outputs(), Outputs(), make(cls)
+    schedule = GrowthSchedule(STAGES, at=[8, 20], optimizer=optimizer)
+    trainer = fit(module, tmp_path, before, schedule, after, max_epochs=4)
+    assert trainer.global_step == 32
+    widths = {step: width for step, (width, *_) in after.seen.items()}
+    assert [step for step in widths if widths[step] != widths.get(step - 1, 8)] == [8, 20]
+    assert module.net[0].out_features == 16
+    assert module.hparams.hidden_dims == [16]
+    for step in (8, 20):
+        torch.testing.assert_close(after.seen[step][1], before.seen[step][1], **CLOSE)
+        assert after.seen[step][2] == (widths[step], 4)
+    reports = sorted(tmp_path.glob("growth_report*.json"))
+    assert len(reports) == 2
+    assert all(json.loads(path.read_text())["function_preserving"] for path in reports)
+
+
+def test_new_units_learn_after_each_stage(tmp_path):
+    module = make()
+    fit(module, tmp_path, GrowthSchedule(STAGES, at=[8, 16], num_warmup_steps=0), max_epochs=4)
+    assert module.net[2].weight[:, 8:].abs().min() > 0
+
+
+@pytest.mark.parametrize("saved_at", [1, 2])
+@pytest.mark.parametrize("optimizer", ["reset", "transfer", "asymmetric"])
+def test_straight_equals_saved_in_any_stage_and_resumed(tmp_path, optimizer, saved_at):
+    def schedule():
+        return GrowthSchedule(STAGES, at=[4, 12], optimizer=optimizer, num_warmup_steps=6)
+
+    straight = make()
+    fit(straight, tmp_path, schedule(), max_epochs=4)
+    trainer = fit(make(), tmp_path, schedule(), max_epochs=saved_at)
+    trainer.save_checkpoint(tmp_path / "stage.ckpt")
+    resumed = Stack()  # as configured: the first stage
+    fit(resumed, tmp_path, schedule(), ckpt_path=tmp_path / "stage.ckpt", max_epochs=4)
+    assert resumed.net[0].out_features == 16
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+
+
+@pytest.mark.parametrize("method", ["validate", "test", "predict"])
+def test_a_file_of_a_later_stage_is_evaluated_by_the_configured_module(tmp_path, method):
+    trained = make()
+    fit(trained, tmp_path, GrowthSchedule(STAGES, at=[4, 99]), max_epochs=1).save_checkpoint(tmp_path / "stage.ckpt")
+    module = Stack()
+    trainer = make_trainer(tmp_path, GrowthSchedule(STAGES, at=[4, 99]))
+    getattr(trainer, method)(module, batches(), ckpt_path=tmp_path / "stage.ckpt")
+    torch.testing.assert_close(outputs(module), outputs(trained), **CLOSE)
+
+
+def test_a_file_of_an_early_stage_grows_into_a_later_one(tmp_path):
+    trained = make()
+    fit(trained, tmp_path, GrowthSchedule(STAGES, at=[4, 99]), max_epochs=1).save_checkpoint(tmp_path / "stage.ckpt")
+    module = Stack(hidden_dims=[16])
+    make_trainer(tmp_path, ArchTransfer()).validate(module, batches(), ckpt_path=tmp_path / "stage.ckpt")
+    torch.testing.assert_close(outputs(module), outputs(trained), **CLOSE)
+
+
+def test_a_second_fit_goes_on_from_the_last_stage(tmp_path):
+    module, schedule = make(), GrowthSchedule(STAGES, at=[4, 8])
+    fit(module, tmp_path, schedule, max_epochs=2)
+    fit(module, tmp_path, schedule, max_epochs=2)
+    assert module.net[0].out_features == 16
+
+
+def test_a_plateau_begins_the_next_stage_and_survives_a_resume(tmp_path):
+    def schedule():
+        return GrowthSchedule(STAGES, on_plateau={"monitor": "val_loss", "patience": 2, "min_delta": 1e9})
+
+    module = make()
+    fit(module, tmp_path, schedule(), max_epochs=7)
+    assert module.net[0].out_features == 16  # epoch 1 is better than nothing; stages after 3 and after 6
+    trainer = fit(make(), tmp_path, schedule(), max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "waiting.ckpt")
+    resumed = Stack()
+    fit(resumed, tmp_path, schedule(), ckpt_path=tmp_path / "waiting.ckpt", max_epochs=3)
+    assert resumed.net[0].out_features == 12
+
+
+def test_an_average_grows_at_each_stage_and_in_a_resume(tmp_path):
+    def callbacks():
+        return GrowthSchedule(STAGES, at=[4, 12]), EMAWeightAveraging(decay=0.9)
+
+    # saved inside fit: when it ends, the average becomes the model
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    straight = make()
+    fit(straight, tmp_path, *callbacks(), saving, enable_checkpointing=True, max_epochs=3)
+    resumed = Stack()
+    fit(resumed, tmp_path, *callbacks(), ckpt_path=tmp_path / "epoch=0.ckpt", max_epochs=3)
+    for name, tensor in weights(straight).items():
+        assert torch.equal(weights(resumed)[name], tensor), name
+
+
+def test_accumulated_gradients_are_not_cut_in_two(tmp_path):
+    after = Outputs()
+    fit(make(), tmp_path, GrowthSchedule(STAGES[:1], at=[1]), after, accumulate_grad_batches=4, max_epochs=1)
+    assert {step: width for step, (width, *_) in after.seen.items()} == {0: 8, 1: 12, 2: 12}
+
+
+def test_the_schedule_of_the_learning_rate_goes_on_through_a_kept_growth(tmp_path):
+    rates = {}
+    for name, callbacks in {"plain": [], "staged": [GrowthSchedule(STAGES, at=[4, 12], optimizer="transfer")]}.items():
+        logger = CSVLogger(tmp_path, name=name)
+        module = make(schedule="cosine")
+        fit(module, tmp_path, *callbacks, LearningRateMonitor("step"), logger=logger, log_every_n_steps=1, max_epochs=3)
+        lines = (tmp_path / name / "version_0" / "metrics.csv").read_text().splitlines()
+        column = lines[0].split(",").index("lr-AdamW")
+        rates[name] = [line.split(",")[column] for line in lines[1:] if line.split(",")[column]]
+    assert rates["plain"] == rates["staged"]
+
+
+REFUSED = {
+    "shrinks": (Stack, {"stages": [{"hidden_dims": [4]}], "at": [4]}, "stage 1: .*8 units, target has 4"),
+    "changes nothing": (Stack, {"stages": [{"learning_rate": 1.0}], "at": [4]}, "stage 1: .*changes no shape"),
+    "second shrinks": (Stack, {"stages": [*STAGES[:1], {"hidden_dims": [9]}], "at": [4, 8]}, "stage 2: "),
+    "not logged": (Stack, {"stages": STAGES, "on_plateau": {"monitor": "loss"}}, "monitors 'loss', .*val_loss"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_said_before_it_costs_anything(tmp_path, case):
+    cls, arguments, words = REFUSED[case]
+    module = make(cls)
+    before = weights(module)
+    with pytest.raises(RefusedGrowth, match=words):
+        fit(module, tmp_path, GrowthSchedule(**arguments), max_epochs=1)
+    if case != "not logged":  # that is known after the first epoch only
+        assert all(torch.equal(tensor, before[name]) for name, tensor in weights(module).items())
+
+
+def test_a_module_without_hyperparameters_is_told_what_to_do(tmp_path):
+    class Plain(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(4, 2)
+            self.example_input_array = torch.ones(1, 4)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch[0]).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(RefusedGrowth, match=r"keeps no hyperparameters.*save_hyperparameters"):
+        make_trainer(tmp_path, GrowthSchedule(STAGES, at=[4, 8])).fit(Plain(), batches())
+
+
+def test_stochastic_weight_averaging_is_refused(tmp_path):
+    with pytest.raises(RefusedGrowth, match="StochasticWeightAveraging both own"):
+        fit(make(), tmp_path, StochasticWeightAveraging(1e-3), GrowthSchedule(STAGES, at=[4, 8]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "one of at .* and on_plateau"),
+        ({"at": [1, 2], "on_plateau": {"monitor": "x"}}, "one of at .* and on_plateau"),
+        ({"at": [1]}, "one step for each of the 2 stages"),
+        ({"at": [2, 1]}, "ascending"),
+        ({"on_plateau": {"monitor": "x", "mode": "up"}}, "'min' or 'max'"),
+        ({"at": [1, 2], "optimizer": "rest"}, "optimizer"),
+    ],
+)
+def test_wrong_settings_are_said_at_once(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        GrowthSchedule(STAGES, **arguments)
+
+
+def test_nested_hyperparameters_are_reached_by_dots():
+    assert override({"a": {"b": 1, "c": 2}}, {"a.b": 3, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+
+
+DISTRIBUTED = """
+    import sys
+
+    import lightning as L
+    import torch
+
+    sys.path.insert(0, sys.argv[1])
+    from stacks import Stack, batches, weights
+
+    from lightning_grow import GrowthSchedule
+
+    class Sums(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            own = torch.stack([tensor.double().sum() for tensor in pl_module.state_dict().values()])
+            every = pl_module.all_gather(own)
+            assert torch.equal(every[0], every[1]), every
+            assert pl_module.net[0].out_features == 16
+            if trainer.is_global_zero:
+                print("alike", trainer.global_step)
+
+    if __name__ == "__main__":
+        L.seed_everything(0)
+        quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+        schedule = GrowthSchedule([{"hidden_dims": [12]}, {"hidden_dims": [16]}], at=[4, 8])
+        trainer = L.Trainer(
+            accelerator="cpu", devices=2, strategy="ddp", max_epochs=4, callbacks=[schedule, Sums()],
+            default_root_dir=sys.argv[2], limit_val_batches=0, **quiet,
+        )
+        trainer.fit(Stack(), batches())
+"""
+
+
+def test_two_processes_grow_alike(tmp_path, request):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(DISTRIBUTED))
+    command = [sys.executable, str(script), str(request.path.parent), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "alike 16" in done.stdout
