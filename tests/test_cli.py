@@ -65,6 +65,17 @@ def test_a_bigger_config_resumes_the_small_run(lightning_grow, small_run, tmp_pa
         assert wrote in printed
 
 
+def test_a_staged_run_grows_twice_on_the_market(lightning_grow, tmp_path):
+    stages = "callbacks.arch_transfer.stages=[{hidden_dims:[12,8]},{hidden_dims:[16,8]}]"
+    quick = ("model.hidden_dims=[8,8]", stages, "callbacks.arch_transfer.at=[16,32]", "trainer.max_epochs=2")
+    code, printed = lightning_grow("experiment=market_staged", *quick, "hydra.run.dir=staged", *QUICK)
+    assert code == 0, printed
+    saved = torch.load(tmp_path / "staged/checkpoints/last.ckpt", weights_only=True)
+    assert saved["state_dict"]["agent.actor.0.weight"].shape == (16, 900)
+    assert saved["hyper_parameters"]["hidden_dims"] == [16, 8]
+    assert len(list((tmp_path / "staged/logs").glob("growth_report*.json"))) == 2
+
+
 def test_hyperparameters_are_plain_containers(small_run):
     saved = torch.load(small_run, weights_only=True)["hyper_parameters"]
     assert type(saved["hidden_dims"]) is list

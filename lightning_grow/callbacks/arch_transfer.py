@@ -252,7 +252,7 @@ class ArchTransfer(Callback):
         schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"
         lines = [
             f"Optimizer: {names}, {moments}; the schedule {schedule}.",
-            f"Learning rate: {has or 'none'} now, {had or 'none'} in the checkpoint.",
+            f"Learning rate: {has or 'none'} now, {had or 'none'} before.",
             f"Progress is kept: epoch {checkpoint.get('epoch', 0)}, global step {checkpoint.get('global_step', 0)}.",
         ]
         if self.num_warmup_steps:

@@ -667,7 +667,7 @@ def test_the_log_says_what_differs_and_which_rate_results(tmp_path, caplog, caps
         "hidden_dims: (8,) in the checkpoint, [16] in the config.",
         "learning_rate: 0.01 in the checkpoint, 0.001 in the config.",
         "with the strategy 'preserve'",
-        "Learning rate: 0.001 now, 0.01 in the checkpoint.",
+        "Learning rate: 0.001 now, 0.01 before.",
         "epoch 2, global step 16",
         "over 100 optimizer steps",
     ):

@@ -48,7 +48,7 @@ def test_more_features_of_a_market_find_their_places_by_name():
 
 def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
     source, target = (make_agent(2, 2, env={"id": "tests/Walk-v0"}, hidden_dims=[size]) for size in (8, 12))
-    first = make_trainer(2)
+    first = make_trainer(tmp_path, 2)
     first.fit(source)
     first.save_checkpoint(tmp_path / "small.ckpt")
     seen = {}
@@ -59,7 +59,7 @@ def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
             seen.setdefault("run", pl_module._current_run_state())
             seen.setdefault("output", pl_module(source.example_input_array)[0].detach())
 
-    second = make_trainer(3, lightning_grow.ArchTransfer(), Look())
+    second = make_trainer(tmp_path, 3, lightning_grow.ArchTransfer(), Look())
     second.fit(target, ckpt_path=tmp_path / "small.ckpt")
     torch.testing.assert_close(seen["output"], source(source.example_input_array)[0])
     assert seen["steps"] == first.global_step
@@ -68,6 +68,29 @@ def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
     assert target.timesteps == 3 * 4 * 16
 
 
-def make_trainer(max_epochs, *callbacks):
+@pytest.mark.parametrize("optimizer", ["reset", "asymmetric"])
+def test_a_staged_agent_goes_on_from_any_stage_as_if_never_stopped(tmp_path, optimizer):
+    def agent():
+        return make_agent(2, 2, env={"id": "tests/Walk-v0"}, hidden_dims=[8], total_iterations=6)
+
+    def schedule():  # an iteration has 4 steps: the first stage begins after the first, the second after the fourth
+        stages = [{"hidden_dims": [12]}, {"hidden_dims": [16]}]
+        return lightning_grow.GrowthSchedule(stages, at=[4, 16], optimizer=optimizer, num_warmup_steps=6)
+
+    straight, half, resumed = agent(), agent(), agent()
+    make_trainer(tmp_path, 6, schedule()).fit(straight)
+    trainer = make_trainer(tmp_path, 2, schedule())
+    trainer.fit(half)
+    trainer.save_checkpoint(tmp_path / "stage.ckpt")
+    assert half.hparams["hidden_dims"] == [12]
+    make_trainer(tmp_path, 6, schedule()).fit(resumed, ckpt_path=tmp_path / "stage.ckpt")
+    assert resumed.hparams["hidden_dims"] == [16]
+    assert (resumed.timesteps, resumed.episodes) == (straight.timesteps, straight.episodes)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def make_trainer(folder, max_epochs, *callbacks):
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    return lightning.Trainer(accelerator="cpu", max_epochs=max_epochs, callbacks=list(callbacks), **quiet)
+    settings = {"accelerator": "cpu", "default_root_dir": folder, **quiet}
+    return lightning.Trainer(max_epochs=max_epochs, callbacks=list(callbacks), **settings)
