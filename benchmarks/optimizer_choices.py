@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning
 import torch
-from growth_in_rl import RUNS, make_agent, mean_return, train
+from growth_in_rl import RUNS, make_agent, mean_return, train, without_optimizer
 from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -40,9 +40,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "asymmetric, new, 100": {"optimizer": "asymmetric", "num_warmup_steps": 100},
     "asymmetric, new, 300": {"optimizer": "asymmetric", "num_warmup_steps": 300},
     "no growth": {},
+    "no growth, reset": {},
 }
-"""Arguments of ArchTransfer; all with the strategy `preserve`, but for the control."""
+"""Arguments of ArchTransfer, all with the strategy `preserve`; none for the two controls."""
 
+RESET = ("no growth, reset",)
 LENGTH = {"cartpole": 16, "market": 16, "digits": 400}  # iterations of 16 optimizer steps; optimizer steps
 SCORES = {"cartpole": "episode return", "market": "episode return", "digits": "-validation loss"}
 
@@ -126,13 +128,9 @@ def follow_digits(seed: int, folder: Path, choices: Iterable[str]) -> dict[str, 
     fit(16, 1000, [], None).save_checkpoint(path)
     curves = {}
     for name in choices:
-        watch, options = Watch(score, 5), CHOICES[name]
-        fit(
-            64 if options else 16,
-            1000 + LENGTH["digits"],
-            [*([ArchTransfer(**options)] if options else []), watch],
-            path,
-        )
+        watch, options, start = Watch(score, 5), CHOICES[name], without_optimizer(path) if name in RESET else path
+        growing: list[Callback] = [ArchTransfer(**options)] if options else []
+        fit(64 if options else 16, 1000 + LENGTH["digits"], [*growing, watch], start)
         curves[name] = watch.curve
     return curves
 
@@ -144,9 +142,10 @@ def follow_agent(task: str, seed: int, folder: Path, choices: Iterable[str]) -> 
     curves = {}
     for name in choices:
         watch, options = Watch(lambda agent: mean_return(agent, run["env"]), 16), CHOICES[name]
+        start = without_optimizer(path) if name in RESET else path
         agent = make_agent(run, run["large"] if options else run["small"], seed + 100)
         growing: list[Callback] = [ArchTransfer(**options)] if options else []
-        train(agent, run["before"] + LENGTH[task], folder, [*growing, watch], path)
+        train(agent, run["before"] + LENGTH[task], folder, [*growing, watch], start)
         curves[name] = watch.curve
     return curves
 
