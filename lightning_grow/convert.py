@@ -85,6 +85,7 @@ def convert_checkpoint(
     allow_input_growth: bool = False,
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
@@ -112,6 +113,7 @@ def convert_checkpoint(
         allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
         allow_output_growth: See `grow`.
         allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
+        drop_inputs: See `grow`.
         verify: See `grow`.
         tolerance: See `grow`.
         seed: See `grow`.
@@ -143,6 +145,7 @@ def convert_checkpoint(
         allow_input_growth=allow_input_growth,
         allow_output_growth=allow_output_growth,
         allow_attribute_changes=allow_attribute_changes,
+        drop_inputs=drop_inputs,
         verify=verify,
         tolerance=tolerance,
         seed=seed,

@@ -47,7 +47,7 @@ def make_plan(
         RefusedGrowth: A module cannot be traced.
     """
     both = align(source, target, source_inputs, target_inputs, forward, rename)
-    notes = name_inputs(source, target, both)
+    dropped = name_inputs(source, target, both, allowed)
     copies = find_copies(target, both)
     draft = _Draft(both, target, strategy, allowed, seed, copies)
     impossible = find_mismatches(source, target, both, allowed, copies)
@@ -56,6 +56,7 @@ def make_plan(
         parted, lost = draft.decide()
         impossible += parted
         refused += dict.fromkeys(parted + lost) if strategy.function_preserving else parted
+        lost += _name_dropped(dropped)
     dtypes = both.source.lowest_dtype, both.target.lowest_dtype
     return GrowthPlan(
         strategy=strategy,
@@ -64,10 +65,11 @@ def make_plan(
         refused=tuple(refused),
         impossible=tuple(impossible),
         lost=tuple(lost),
-        notes=(*notes, *_name_copies(copies)),
+        notes=tuple(_name_copies(copies)),
         attributes=draft.attributes(),
         lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
+        source_positions=tuple(tuple(map(both.pairing.source_positions, value.axes)) for value in both.target.inputs),
     )
 
 
@@ -309,6 +311,14 @@ class _Draft:
         """The number behind an expression, now that the system is solved."""
         total = sum(coefficient * self.factors.get(item, 0.0) for item, coefficient in scale.terms.items())
         return math.exp(total + scale.constant)
+
+
+def _name_dropped(names: list[str]) -> list[str]:
+    """What is lost with inputs that the target does not have."""
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return [f"{len(names)} inputs are dropped as drop_inputs asks ({shown}): the outputs change."]
 
 
 def _name_copies(copies: Mapping[str, str]) -> list[str]:

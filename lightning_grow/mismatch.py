@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Permissions:
     inputs: bool = False
     outputs: bool = False
     attributes: bool = False
+    dropped: tuple[str, ...] = ()
 
 
 def find_mismatches(
@@ -30,7 +32,7 @@ def find_mismatches(
         *_grown_ends("output", both.source.outputs, both.target.outputs, both, allowed.outputs),
     ]
     return [
-        *both.pairing.refused,
+        *both.pairing.refusals(),
         *_missing(source, target, both),
         *_untied(both),
         *_unused(target, both, copies),
@@ -38,19 +40,25 @@ def find_mismatches(
     ]
 
 
-def name_inputs(source: nn.Module, target: nn.Module, both: Alignment) -> tuple[str, ...]:
-    """Pair the first input's features by name where both modules name them; else say what is assumed."""
+def name_inputs(source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions) -> list[str]:
+    """Pair the first input's features by name where both modules name them; return the names that are dropped."""
     names = getattr(source, "input_names", None), getattr(target, "input_names", None)
     inputs = both.target.inputs
-    if not inputs or not inputs[0].axes:
-        return ()
-    axis = inputs[0].axes[-1]
-    if names[0] is not None and names[1] is not None and len(names[1]) == axis.size:
-        both.pairing.name_inputs(axis, names[0], names[1])
-        return ()
-    if not any(both.pairing.grows(atom) for atom in atoms(axis)):
-        return ()
-    return ("New inputs are taken to stand after the old ones: the modules have no input_names to tell them apart by.",)
+    axis = inputs[0].axes[-1] if inputs and inputs[0].axes else None
+    if axis is not None and names[0] is not None and names[1] is not None and len(names[1]) == axis.size:
+        return both.pairing.name_inputs(axis, names[0], names[1], allowed.dropped)
+    if allowed.dropped:
+        both.pairing.refused.append(
+            "drop_inputs needs the names of the inputs. Give source and target an input_names property, a list of str "
+            "as long as the last axis of the first input."
+        )
+    if allowed.inputs and axis is not None and any(both.pairing.grows(atom) for atom in atoms(axis)):
+        warnings.warn(
+            "New inputs are taken to stand after the old ones: the modules have no input_names to tell them apart by. "
+            "If that is not so, every old weight now reads another input.",
+            stacklevel=2,
+        )
+    return []
 
 
 def saved_names(module: nn.Module) -> list[str]:

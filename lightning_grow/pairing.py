@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,53 +24,82 @@ class Pairing:
         places: Target atom -> where it was first met, for messages.
         refused: What cannot be paired: axes that shrink, or that the two models use differently.
         named: Target atom -> the source unit of each target unit (-1: none), where units have names.
+        shrunk: Target atom -> why it cannot have fewer units than its source; names may say which ones are dropped.
     """
 
     source: dict[Axis, list[Axis]] = field(default_factory=dict)
     places: dict[Axis, str] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     named: dict[Axis, Tensor] = field(default_factory=dict)
+    shrunk: dict[Axis, list[str]] = field(default_factory=dict)
+
+    def refusals(self) -> list[str]:
+        """Everything that cannot be paired, each once."""
+        return list(dict.fromkeys([*self.refused, *chain.from_iterable(self.shrunk.values())]))
 
     def units(self, atom: Axis) -> UnitMap:
         """Which source unit each target unit is: by name where units have names, else the first ones in order."""
-        old = self.old_size(atom)
-        return UnitMap(self.named[atom], old) if atom in self.named else prefix_map(old, atom.size)
+        if atom in self.named:
+            return UnitMap(self.named[atom], self.source[atom][0].size)
+        return prefix_map(self.old_size(atom), atom.size)
 
     def old_positions(self, axis: Axis) -> Tensor:
-        """The target positions that the source has, in the source's order, int64 (source size,)."""
+        """The target positions that the source has, in the source's order, int64."""
         source = axis_map(axis, self.units, lambda _: 1).low
         kept = torch.nonzero(source >= 0).flatten()
         return kept[torch.argsort(source[kept])]
 
-    def name_inputs(self, axis: Axis, source: Sequence[str], target: Sequence[str]) -> None:
+    def source_positions(self, axis: Axis) -> Tensor:
+        """The source's positions that the target has, in order, int64: all but those of dropped inputs."""
+        source = axis_map(axis, self.units, lambda _: 1).low
+        return source[source >= 0].sort().values
+
+    def name_inputs(
+        self, axis: Axis, source: Sequence[str], target: Sequence[str], dropped: Sequence[str] = ()
+    ) -> list[str]:
         """Pair the units of an input axis by their names.
 
         Args:
             axis: The target's axis, as long as `target`.
             source: The source's names, each once.
             target: The target's names, each once.
+            dropped: Names that the target may lack, or patterns of them ("rsi*").
+
+        Returns:
+            The names that are dropped.
         """
         atom = resolve(axis)
-        if list(source) == list(target):
-            return
+        self.shrunk.pop(atom, None)  # the names tell more
         missing = [name for name in source if name not in set(target)]
-        if missing:
+        gone = [name for name in missing if not any(_matches(name, pattern) for pattern in dropped)]
+        idle = [pattern for pattern in dropped if not any(_matches(name, pattern) for name in missing)]
+        if gone:
             self.refused.append(
-                f"inputs are gone: {len(missing)} of the source's {len(source)} input names are not in the target "
-                f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}). Growth only adds inputs; keep these."
+                f"inputs are gone: {len(gone)} of the source's {len(source)} input names are not in the target "
+                f"({_shorten(gone)}). Growth only adds inputs: keep these, or name them in drop_inputs (patterns like "
+                f"{gone[0][:3]}* will do), which changes the outputs."
             )
-            return
+        if idle:
+            self.refused.append(
+                f"drop_inputs names {_shorten(idle)}, but the source has no such input, or the target still has it. "
+                f"The source's inputs: {_shorten(source)}."
+            )
+        if gone or idle or list(source) == list(target):
+            return []
         if atom.kind is not None:
             self.refused.append(
                 f"inputs change by name ({len(source)} -> {len(target)}), but the model splits its input axis as {atom}"
                 "; give each part an input of its own."
             )
-            return
+            return []
         place = {name: number for number, name in enumerate(source)}
         self.named[atom] = torch.tensor([place.get(name, -1) for name in target], dtype=torch.float64)
+        return missing
 
     def old_size(self, atom: Axis) -> int:
         """How many units of a target atom the source has; 0 for an atom of a new layer (1 for a size of 1)."""
+        if atom in self.named:
+            return int((self.named[atom] >= 0).sum())
         if atom in self.source:
             return self.source[atom][0].size
         return 1 if atom.size == 1 else 0
@@ -151,11 +182,10 @@ class Pairing:
 
     def _pair_atoms(self, source: Axis, target: Axis, place: str) -> None:
         if source.size > target.size:
-            self.refused.append(
+            self.shrunk.setdefault(target, []).append(
                 f"cannot grow {place}: source has {source.size} units, target has {target.size}. Growth only widens; "
                 f"raise the target's size to at least {source.size}, or start without the checkpoint."
             )
-            return
         known = self.source.setdefault(target, [])
         self.places.setdefault(target, place)
         if known and known[0].size != source.size:
@@ -167,6 +197,14 @@ class Pairing:
             return
         if not any(resolve(atom) is source for atom in known):
             known.append(source)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)  # a name may hold brackets, which are a pattern too
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _choices(count: int, places: int) -> Iterator[tuple[int, ...]]:
@@ -218,7 +256,6 @@ def pair_traces(source: Trace, target: Trace, renamed: dict[str, str]) -> Pairin
             _pair_values(pairing, source.tensors[old_name], target.tensors[name], f"'{name}'")
         for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
             _pair_values(pairing, old, new, f"example input {index}")
-    pairing.refused = list(dict.fromkeys(pairing.refused))
     return pairing
 
 

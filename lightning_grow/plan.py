@@ -52,6 +52,7 @@ class GrowthPlan:
         attributes: Module attributes that have to change too, by dotted name (a norm's eps).
         lowest_dtype: The lowest float type seen in either pass.
         input_positions: For every dimension of every input tensor, the positions that the source has too.
+        source_positions: Their positions in the source: all of it, but for dropped inputs.
     """
 
     strategy: Strategy
@@ -64,6 +65,7 @@ class GrowthPlan:
     attributes: Mapping[str, float] = field(default_factory=dict)
     lowest_dtype: torch.dtype = torch.float32
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
+    source_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
 
     @property
     def is_trivial(self) -> bool:

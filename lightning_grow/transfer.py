@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ def plan_growth(
     allow_input_growth: bool = False,
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
     verify: bool = True,
     tolerance: float | None = None,
 ) -> GrowthPlan:
@@ -92,6 +93,8 @@ def plan_growth(
         allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
         allow_output_growth: Whether outputs may have more positions; the old ones are kept.
         allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
+            report then has the measured change of the outputs.
         verify: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
         tolerance: Unused by the plan, as `verify`.
 
@@ -109,7 +112,7 @@ def plan_growth(
     ([(4, 6, 'fresh')], ())
     """
     del verify, tolerance  # Unused: see the docstring.
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
     return _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed).plan()
 
 
@@ -124,12 +127,13 @@ def transfer(
     allow_input_growth: bool = False,
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> Transfer:
     """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
     request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
     return _build(request, verify, tolerance)
 
@@ -144,7 +148,7 @@ def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer
     if not verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None))
     error, limit = _measure(request, plan, grown, tolerance)
-    if plan.strategy.function_preserving and not error <= limit:
+    if _promises(plan) and not error <= limit:
         raise RefusedGrowth(
             f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
             f"(ten times the rounding floor of {plan.lowest_dtype}). Nothing was changed. Report this model: the plan "
@@ -164,6 +168,7 @@ def grow(
     allow_input_growth: bool = False,
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
@@ -181,6 +186,8 @@ def grow(
         allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
         allow_output_growth: Whether outputs may have more positions; the old ones are kept.
         allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
+            report then has the measured change of the outputs.
         verify: Whether to run both modules on the example inputs and compare.
         tolerance: The largest relative output error of a function-preserving strategy; ten times the model's own
             rounding floor when None.
@@ -200,7 +207,7 @@ def grow(
     >>> report.function_preserving, torch.allclose(small(x), large(x))
     (True, True)
     """
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes)
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
     request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
     if not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
         return _write_in_place(request)
@@ -271,8 +278,8 @@ def _measure(
 ) -> tuple[float, float]:
     """The output error and the limit for it."""
     source, target, forward = request.source, request.target, request.forward
-    target_inputs = _examples(source, target, request.example_inputs)[1]
-    source_inputs = shared_inputs(target_inputs, plan.input_positions)
+    own_inputs, target_inputs = _examples(source, target, request.example_inputs)
+    source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
     expected = outputs(source, source_inputs, forward)
     with changed_attributes(target, plan.attributes):
         got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
@@ -287,13 +294,14 @@ def _measure(
 def _copy_error(request: _Request, plan: GrowthPlan, grown: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> float:
     """The output error when copies run in place of what they copy, in both modules."""
     source, target, forward = request.source, request.target, request.forward
-    target_inputs = _examples(source, target, request.example_inputs)[1]
+    own_inputs, target_inputs = _examples(source, target, request.example_inputs)
+    source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
         for original, copy in stand_in.items()
     }
     old, new = substitute(source.state_dict(), old_names), substitute(grown, stand_in)
-    expected = outputs(source, shared_inputs(target_inputs, plan.input_positions), forward, old)
+    expected = outputs(source, source_inputs, forward, old)
     return output_error(expected, outputs(_on_real_device(target, new), target_inputs, forward, new))
 
 
@@ -303,6 +311,10 @@ def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:
     real = copy.deepcopy(target).to_empty(device=next(iter(grown.values())).device)
     real.load_state_dict(grown)
     return real
+
+
+def _promises(plan: GrowthPlan) -> bool:
+    return plan.strategy.function_preserving and not plan.lost
 
 
 def _report(
@@ -316,7 +328,7 @@ def _report(
         seed=seed,
         max_output_error=error,
         tolerance=limit,
-        function_preserving=plan.strategy.function_preserving if error is None else error <= (limit or 0.0),
+        function_preserving=_promises(plan) if error is None else error <= (limit or 0.0),
         dead_units=dead,
         twin_units=twins,
         refused=list(plan.lost),

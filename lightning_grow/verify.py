@@ -140,15 +140,28 @@ def _rounded(item: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (item.detach().double() * (1 + eps * sign.double())).to(item.dtype)
 
 
-def shared_inputs(target_inputs: Any, positions: Sequence[Sequence[Tensor]]) -> Any:
-    """The target's example inputs without the positions that the source does not have."""
-    rest = iter(positions)
+def shared_inputs(
+    target_inputs: Any, source_inputs: Any, positions: Sequence[Sequence[Tensor]], kept: Sequence[Sequence[Tensor]]
+) -> Any:
+    """What the source sees of the target's example inputs; inputs that only it has are its own examples'.
 
-    def take(leaf: Any) -> Any:
+    Args:
+        target_inputs: The target's example inputs.
+        source_inputs: The source's.
+        positions: For every dimension of every tensor, the target's positions that the source has too.
+        kept: Their positions in the source.
+    """
+    rest = iter(zip(positions, kept, strict=True))
+
+    def take(leaf: Any, own: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        for dim, keep in enumerate(next(rest)):
-            leaf = leaf if len(keep) == leaf.shape[dim] else leaf.index_select(dim, keep.to(leaf.device))
+        for dim, (there, here) in enumerate(zip(*next(rest), strict=True)):
+            same = len(there) == leaf.shape[dim] and bool((there == torch.arange(len(there))).all())
+            leaf = leaf if same else leaf.index_select(dim, there.to(leaf.device))
+            if len(here) < own.shape[dim]:
+                batch = min(len(own), len(leaf))
+                leaf = own[:batch].index_copy(dim, here.to(leaf.device), leaf[:batch])
         return leaf
 
-    return tree_map(take, target_inputs)
+    return tree_map(take, target_inputs, source_inputs)

@@ -1,7 +1,7 @@
 """Grow a run on resume: the callback."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch.nn import Parameter
 
-from lightning_grow.architecture import Source, record_architecture, restore_attributes, strip_compiled
+from lightning_grow.architecture import (
+    Source,
+    compare_hparams,
+    record_architecture,
+    restore_attributes,
+    strip_compiled,
+)
 from lightning_grow.checkpoint import KEY, read_checkpoint
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
@@ -50,6 +56,7 @@ class ArchTransfer(Callback):
         source: A callable ``hparams -> nn.Module``, for modules that ``type(module)(**hparams)`` cannot build again.
         allow_input_growth: Whether inputs may be added; they are read with zeros.
         allow_output_growth: Whether outputs may be added.
+        drop_inputs: Names of inputs that the module may lack, or patterns of them ("rsi*"); needs `input_names`.
         verify: Whether source and target are compared on the example inputs.
         tolerance: Largest relative difference that counts as equal; ten times the rounding floor when None.
         seed: Of the new entries' values.
@@ -78,6 +85,7 @@ class ArchTransfer(Callback):
         source: Source | None = None,
         allow_input_growth: bool = False,
         allow_output_growth: bool = False,
+        drop_inputs: Sequence[str] = (),
         verify: bool = True,
         tolerance: float | None = None,
         seed: int = 0,
@@ -102,6 +110,7 @@ class ArchTransfer(Callback):
             "forward": forward,
             "allow_input_growth": allow_input_growth,
             "allow_output_growth": allow_output_growth,
+            "drop_inputs": tuple(drop_inputs),
             "verify": verify,
             "tolerance": tolerance,
             "seed": seed,
@@ -214,8 +223,8 @@ class ArchTransfer(Callback):
             return
         if self.reset_monitors:
             _clear_monitors(trainer, checkpoint)
-        for key, (had, has) in growth.differing.items():
-            rank_zero_info(f"{key}: {had} in the checkpoint, {has} in the config.")
+        for line in _name_differences(growth.differing):
+            rank_zero_info(line)
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
         if not fitting:
@@ -341,6 +350,15 @@ def _warn_of_tuners(trainer: Trainer) -> None:
             "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
             "own, then resume without it."
         )
+
+
+def _name_differences(differing: Mapping[str, tuple[Any, Any]], within: str = "") -> Iterator[str]:
+    """A line for every value that differs; of nested ones only the parts that do."""
+    for key, (had, has) in differing.items():
+        if isinstance(had, dict) and isinstance(has, dict):
+            yield from _name_differences(compare_hparams(had, has), f"{within}{key}.")
+        else:
+            yield f"{within}{key}: {had} in the checkpoint, {has} in the config."
 
 
 @rank_zero_only

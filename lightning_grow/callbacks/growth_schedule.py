@@ -29,7 +29,7 @@ from lightning_grow.plan import refuse
 from lightning_grow.plateau import Plateau
 from lightning_grow.transfer import plan_growth
 
-PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth")
+PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth", "drop_inputs")
 """The options that a plan depends on."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightning_grow.alignment import Alignment
+from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import LOST, Cell, Kind
 from lightning_grow.interpret.contract import contract
 from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
@@ -77,7 +78,7 @@ def _step(state: State, node: Node) -> None:
     """Find the source's node for this one, pair their axes, and work out the cells of the outputs."""
     if all(value.constant is not None for value in node.outputs):
         return
-    state.found = state.twins.find(state.at, node, lambda candidate: _fits(candidate, node))
+    state.found = state.twins.find(state.at, node, lambda candidate: _fits(state, candidate, node))
     if state.found is not None:
         for old, new in zip(state.found.outputs, node.outputs, strict=True):
             for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True)):
@@ -92,11 +93,14 @@ def _step(state: State, node: Node) -> None:
         state.cells[output] = state.filled(output, lambda _: LOST) if lost else cells
 
 
-def _fits(candidate: Node, node: Node) -> bool:
-    """Whether the candidate's outputs have the rank of the node's and are nowhere larger."""
+def _fits(state: State, candidate: Node, node: Node) -> bool:
+    """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""
+
+    def fit(old: Axis, new: Axis) -> bool:
+        return old.size <= new.size or any(atom in state.pairing.named for atom in atoms(new))
+
     return all(
-        len(old.axes) == len(new.axes)
-        and all(one.size <= other.size for one, other in zip(old.axes, new.axes, strict=True))
+        len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes))
         for old, new in zip(candidate.outputs, node.outputs, strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""What the agent sees of a market: closed bars of any timeframe, and 15 scale-free features of each."""
+"""What the agent sees of a market: closed bars of any timeframe, and scale-free features of each."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ FEATURE_BOUND = 20.0
 """Features are clipped to +-20, far outside what real bars give, so that the observation space has honest limits."""
 
 WARM_UP_BARS = 33
-"""Bars before the first with all 15 features: MACD's 26 + 9 - 2. It is the same for any number of features, so that
+"""Bars before the first with all features: MACD's 26 + 9 - 2. It is the same for any number of features, so that
 an agent that grows from 10 to 15 features meets the same decisions."""
 
 _SECONDS = {"min": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -118,20 +118,24 @@ FEATURES: dict[str, Callable[[Bars], Array]] = {
     ),
     "ultosc_28": lambda bars: talib.ULTOSC(bars.high, bars.low, bars.close, 7, 14, 28) / 50 - 1,
     "body": lambda bars: talib.BOP(bars.open, bars.high, bars.low, bars.close),  # (close - open) / (high - low)
+    "williams_14": lambda bars: talib.WILLR(bars.high, bars.low, bars.close, 14) / 50 + 1,
 }
 """Name -> feature, most telling first: an agent with `state_features=k` sees the first k."""
+
+STATE_FEATURES = 15
+"""How many an agent sees unless told otherwise; the last one is there to grow by."""
 
 
 def compute_features(bars: Bars) -> NDArray[np.float32]:
     """Compute all features of every bar, each from that bar and earlier ones only.
 
     Returns:
-        Shape `(num_bars, 15)`, within +-`FEATURE_BOUND`; the first `WARM_UP_BARS` rows hold nan.
+        Shape `(num_bars, 16)`, within +-`FEATURE_BOUND`; the first `WARM_UP_BARS` rows hold nan.
 
     >>> from lightning_grow.rl.bars import read_bars
     >>> features = compute_features(read_bars())
     >>> features.shape, bool(np.isfinite(features[WARM_UP_BARS:]).all())
-    ((6225, 15), True)
+    ((6225, 16), True)
     """
     table = np.stack([feature(bars) for feature in FEATURES.values()], axis=1)
     return table.clip(-FEATURE_BOUND, FEATURE_BOUND).astype(np.float32)

@@ -16,6 +16,7 @@ from lightning_grow.rl.bars import Bars, MarketError, bundled_path, read_bars
 from lightning_grow.rl.features import (
     FEATURE_BOUND,
     FEATURES,
+    STATE_FEATURES,
     WARM_UP_BARS,
     check_timeframes,
     compute_features,
@@ -34,7 +35,7 @@ class MarketTable:
     Attributes:
         closes_at: Time of each decision, `(num_decisions,)`.
         log_prices: Logarithm of the price at each decision, `(num_decisions,)`.
-        features: One table a timeframe, `(num_bars, 15)` float32, first bars nan.
+        features: One table a timeframe, `(num_bars, 16)` float32, first bars nan.
         newest_bars: Row of the newest bar in each table that is closed at each decision, -1 where none is,
             `(num_timeframes, num_decisions)`.
     """
@@ -125,7 +126,7 @@ class MarketEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
     The position itself is not observed: the market does not react to it, and it bears on the reward through costs only.
 
     Args:
-        state_features: See the first k of `FEATURES`, 1 to 15.
+        state_features: See the first k of `FEATURES`, 1 to 16.
         timeframes: From the shortest to the longest, multiples of the bars' own interval.
         lookback_bars: Bars seen of each timeframe, >= 1.
         path: OHLCV file (CSV or Parquet, see `read_bars`); None for EUR/USD, hourly, 2017.
@@ -150,7 +151,7 @@ class MarketEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     def __init__(
         self,
-        state_features: int = len(FEATURES),
+        state_features: int = STATE_FEATURES,
         timeframes: Sequence[str] = ("1h", "4h", "1d"),
         lookback_bars: int = 20,
         path: str | None = None,
@@ -265,5 +266,5 @@ def _check_settings(state_features: int, lookback_bars: int, period: str, cost: 
 gymnasium.register(
     id=MARKET_ID,
     entry_point="lightning_grow.rl.market:MarketEnv",
-    kwargs={"state_features": len(FEATURES), "timeframes": ["1h", "4h", "1d"], "lookback_bars": 20},
+    kwargs={"state_features": STATE_FEATURES, "timeframes": ["1h", "4h", "1d"], "lookback_bars": 20},
 )

@@ -209,6 +209,7 @@ class PPO(GrowableMixin, LightningModule):
         rename: Mapping[str, str] | None = None,
         allow_input_growth: bool = False,
         allow_output_growth: bool = False,
+        drop_inputs: Sequence[str] = (),
         verify: bool = True,
         tolerance: float | None = None,
         seed: int = 0,
@@ -224,6 +225,7 @@ class PPO(GrowableMixin, LightningModule):
             rename: For a plain file: beginning of a name there to ours, `{"actor.network": "actor"}`.
             allow_input_growth: Whether this agent may observe more than that one did.
             allow_output_growth: Whether it may have more actions.
+            drop_inputs: Names of observations that it may lack, or patterns of them.
             verify: As for `lightning_grow.grow`.
             tolerance: As for `lightning_grow.grow`.
             seed: Of the new weights.
@@ -244,6 +246,7 @@ class PPO(GrowableMixin, LightningModule):
             strategy=transfer_strategy,
             allow_input_growth=allow_input_growth,
             allow_output_growth=allow_output_growth,
+            drop_inputs=drop_inputs,
             verify=verify,
             tolerance=tolerance,
             seed=seed,

@@ -15,7 +15,7 @@ from lightning_grow.trace import named_tensors, trace
 def old_positions(source, target):
     pairing = Pairing()
     pairing.pair(source, target, "here")
-    assert pairing.refused == []
+    assert pairing.refusals() == []
     return pairing.old_positions(target).tolist()
 
 
@@ -57,7 +57,7 @@ def test_a_known_partner_wins_over_an_equal_size():
     pairing.pair(trunk, new_trunk, "the trunk")
     pairing.pair(skip, new_skip, "the skip")
     pairing.pair(sum_of([trunk, skip]), sum_of([extra, new_trunk, new_skip]), "their concatenation")
-    assert pairing.refused == []
+    assert pairing.refusals() == []
     assert pairing.old_size(extra) == 0
     assert pairing.old_positions(sum_of([extra, new_trunk, new_skip])).tolist() == [4, 5, 6, 7, 10, 11, 12, 13]
 
@@ -77,7 +77,7 @@ REFUSED = {
 def test_what_has_no_counterpart_is_refused_with_its_place(source, target, message):
     pairing = Pairing()
     pairing.pair(source(), target(), "'layer.weight' axis 0")
-    (reason,) = pairing.refused
+    (reason,) = pairing.refusals()
     assert reason.startswith("cannot grow 'layer.weight' axis 0")
     assert re.search(message, reason)
 
@@ -87,7 +87,7 @@ def test_sizes_that_only_the_target_joins_are_refused():
     joined = Axis(6)
     pairing.pair(Axis(3), joined, "'a' axis 0")
     pairing.pair(Axis(4), joined, "'b' axis 0")
-    (reason,) = pairing.refused
+    (reason,) = pairing.refusals()
     assert "have 4 source units here, but 3 at 'a' axis 0" in reason
 
 
@@ -103,16 +103,34 @@ def test_a_name_that_is_gone_is_refused():
     pairing, axis = Pairing(), Axis(3)
     pairing.pair(Axis(3), axis, "the input")
     pairing.name_inputs(axis, ["a", "b", "c"], ["a", "x", "c"])
-    assert pairing.refused == [
-        "inputs are gone: 1 of the source's 3 input names are not in the target (b). Growth only adds inputs; keep "
-        "these."
+    assert pairing.refusals() == [
+        "inputs are gone: 1 of the source's 3 input names are not in the target (b). Growth only adds inputs: keep "
+        "these, or name them in drop_inputs (patterns like b* will do), which changes the outputs."
     ]
+
+
+def test_named_inputs_may_be_dropped():
+    pairing, axis = Pairing(), Axis(3)
+    pairing.pair(Axis(4), axis, "the input")
+    assert pairing.refusals()
+    assert pairing.name_inputs(axis, ["a", "b1", "c[1]", "b2"], ["c[1]", "new", "a"], ["b*"]) == ["b1", "b2"]
+    assert pairing.refusals() == []
+    assert (pairing.old_positions(axis).tolist(), pairing.source_positions(axis).tolist()) == ([2, 0], [0, 2])
+    assert (pairing.old_size(axis), pairing.grows(axis)) == (2, True)
+
+
+@pytest.mark.parametrize(("dropped", "words"), [(["x"], "drop_inputs names x,"), (["b", "a"], "drop_inputs names a,")])
+def test_a_dropped_input_must_be_one_that_is_gone(dropped, words):
+    pairing, axis = Pairing(), Axis(2)
+    pairing.pair(Axis(3), axis, "the input")
+    pairing.name_inputs(axis, ["a", "b", "c"], ["a", "c"], dropped)
+    assert any(words in reason for reason in pairing.refusals())
 
 
 def test_named_inputs_of_a_split_axis_are_refused():
     pairing, axis = Pairing(), sum_of(units(2, 3))
     pairing.name_inputs(axis, ["a", "b"], ["a", "b", "c", "d", "e"])
-    assert "the model splits its input axis as (2+3)" in pairing.refused[0]
+    assert "the model splits its input axis as (2+3)" in pairing.refusals()[0]
 
 
 def paired(pair):
@@ -135,7 +153,7 @@ def paired(pair):
 )
 def test_every_growing_size_is_one_group(pair, groups):
     tape, pairing = paired(PAIRS[pair])
-    assert pairing.refused == []
+    assert pairing.refusals() == []
     growing = {atom: None for value in tape.tensors.values() for axis in value.axes for atom in atoms(axis)}
     found = [(pairing.old_size(atom), atom.size) for atom in growing if pairing.grows(atom) and pairing.old_size(atom)]
     assert sorted(found) == sorted(groups)

@@ -136,7 +136,15 @@ def test_attributes_are_put_back():
 def test_the_source_gets_the_positions_that_it_knows():
     wide, other = torch.arange(10.0).view(2, 5), torch.arange(3.0)
     positions = ((torch.arange(2), torch.tensor([4, 0])), (torch.arange(3),))
-    kept = shared_inputs({"a": wide, "b": [other, "text"]}, positions)
+    here = ((torch.arange(2), torch.arange(2)), (torch.arange(3),))
+    own = {"a": torch.zeros(2, 2), "b": [other, "text"]}
+    kept = shared_inputs({"a": wide, "b": [other, "text"]}, own, positions, here)
     assert torch.equal(kept["a"], wide[:, [4, 0]])
     assert kept["b"][0] is other
     assert kept["b"][1] == "text"
+
+
+def test_the_source_keeps_its_own_values_of_inputs_that_are_dropped():
+    target, source = torch.tensor([[1.0, 2.0]]), torch.tensor([[7.0, 8.0, 9.0]])
+    there, here = (torch.arange(1), torch.tensor([1, 0])), (torch.arange(1), torch.tensor([0, 2]))
+    assert shared_inputs((target,), (source,), [there], [here])[0].tolist() == [[2.0, 8.0, 1.0]]

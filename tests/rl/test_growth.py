@@ -24,7 +24,8 @@ def test_new_features_start_their_own_statistics(shared_trunk):
     source = make_agent(4, 2, hidden_dims=[8], shared_trunk=shared_trunk)
     target = make_agent(6, 2, hidden_dims=[12], shared_trunk=shared_trunk)
     source.normalizer.update(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1)
-    lightning_grow.grow(source, target, allow_input_growth=True)
+    with pytest.warns(UserWarning, match="New inputs are taken to stand after the old ones"):
+        lightning_grow.grow(source, target, allow_input_growth=True)
     for name, fresh in (("mean", 0.0), ("var", 1.0), ("count", 0.0)):
         expected = torch.cat([source.normalizer.get_buffer(name), torch.full((2,), fresh)])
         assert torch.equal(target.normalizer.get_buffer(name), expected)
@@ -44,6 +45,25 @@ def test_more_features_of_a_market_find_their_places_by_name():
         outputs.append(agent(torch.from_numpy(envs.observations))[0])
     # Features reach 20 and sums have 30 terms, in float32.
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_agent_does_without_a_feature_of_a_market_that_it_is_told_to_drop():
+    small, large = ({**MARKET, "state_features": features} for features in (5, 4))
+    source = make_agent(5 * 2 * 3, 3, env=small, hidden_dims=[8])
+    target = make_agent(4 * 2 * 3, 3, env=large, hidden_dims=[12])
+    with pytest.raises(
+        lightning_grow.RefusedGrowth, match=r"6 of the source's 30 input names.*natr_14@1h\[-3\].*drop_inputs"
+    ):
+        lightning_grow.grow(source, target)
+    report = lightning_grow.grow(source, target, drop_inputs=["natr_14@*"])
+    assert not report.function_preserving
+    assert 0 < report.max_output_error < 1
+    envs = VectorEnv(small, 4)
+    envs.reset(seed=0)
+    observations = torch.from_numpy(envs.observations)
+    gone = torch.tensor([name.startswith("natr_14@") for name in source.input_names])
+    without = observations.masked_fill(gone, 0.0)
+    torch.testing.assert_close(target(observations[:, ~gone])[0], source(without)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):

@@ -144,7 +144,8 @@ def test_more_observations_are_refused_unless_allowed(path):
     torch.save(best_model(source.agent), path)
     with pytest.raises(RefusedGrowth, match="allow_input_growth"):
         target.load_with_transfer(path)
-    target.load_with_transfer(path, allow_input_growth=True)
+    with pytest.warns(UserWarning, match="New inputs are taken to stand after the old ones"):
+        target.load_with_transfer(path, allow_input_growth=True)
     inputs = source.example_input_array
     extended = torch.cat([inputs, torch.zeros(7, 2)], -1)
     torch.testing.assert_close(target(extended)[0], source(inputs)[0])

@@ -51,7 +51,7 @@ def test_the_default_market_shows_900_named_inputs():
     assert observation.shape == env.observation_space.shape == (900,)
     assert observation.dtype == np.float32
     assert len(names) == len(set(names)) == 900
-    assert {name.split("@")[0] for name in names} == set(FEATURES)
+    assert {name.split("@")[0] for name in names} == set(list(FEATURES)[:15])
 
 
 def test_each_input_is_the_feature_of_the_bar_that_its_name_says():
@@ -240,8 +240,8 @@ def test_tables_are_computed_once_and_observations_are_not_shared():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"state_features": 16}, "expected state_features from 1 to 15, but got 16: return_1, rsi_14"),
-        ({"state_features": 0}, "from 1 to 15, but got 0"),
+        ({"state_features": 17}, "expected state_features from 1 to 16, but got 17: return_1, rsi_14"),
+        ({"state_features": 0}, "from 1 to 16, but got 0"),
         ({"lookback_bars": 0}, "lookback_bars and episode_bars >= 1, but got 0 and 240"),
         ({"episode_bars": 0}, "lookback_bars and episode_bars >= 1, but got 20 and 0"),
         ({"period": "test"}, "expected period 'train' or 'evaluate', but got 'test'"),

@@ -1,0 +1,115 @@
+"""Inputs with names: inserted, reordered, stacked, dropped."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_grow import RefusedGrowth, grow
+
+OLD = ["price", "volume", "trend"]
+
+
+class Named(nn.Module):
+    """A network whose inputs have names, behind a normaliser in buffers."""
+
+    def __init__(self, names, width=8):
+        super().__init__()
+        size = len(names)
+        self.input_names = list(names)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.net = nn.Sequential(nn.Linear(size, width), nn.Tanh(), nn.Linear(width, 2))
+        self.example_input_array = torch.randn(7, size, generator=torch.Generator().manual_seed(size))
+
+    def forward(self, x):
+        return self.net((x - self.mean) / (self.var + 1e-8).sqrt())
+
+
+def trained(names, width=8):
+    torch.manual_seed(0)
+    source = Named(names, width).double()
+    source.mean.copy_(torch.arange(len(names)))
+    source.var.copy_(torch.arange(len(names)) + 0.5)
+    source.example_input_array = source.example_input_array.double()
+    return source
+
+
+def make(names, width=8):
+    torch.manual_seed(1)
+    target = Named(names, width).double()
+    target.example_input_array = target.example_input_array.double()
+    return target
+
+
+def values(names, seed=2):
+    """Some values of every input, by name."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(5, generator=generator, dtype=torch.float64) for name in sorted(names)}
+
+
+def stacked(found, names):
+    return torch.stack([found[name] for name in names], 1)
+
+
+FRAMES = [f"{name}[{age}]" for age in (-2, -1) for name in OLD]
+ALLOWED = {
+    "inserted": (OLD, ["price", "new", "volume", "trend", "other"]),
+    "reordered": (OLD, ["trend", "price", "volume"]),
+    "inserted and reordered": (OLD, ["trend", "new", "price", "volume"]),
+    "a feature more in stacked frames": (FRAMES, [f"{name}[{age}]" for age in (-2, -1) for name in ["new", *OLD]]),
+    "a frame more, in front": (FRAMES, [f"{name}[{age}]" for age in (-3, -2, -1) for name in OLD]),
+    "from frames by feature to features by frame": (FRAMES, [f"{name}[{age}]" for name in OLD for age in (-2, -1)]),
+}
+
+
+@pytest.mark.parametrize("width", [8, 12])
+@pytest.mark.parametrize(("old", "new"), ALLOWED.values(), ids=ALLOWED)
+def test_every_old_weight_reads_the_input_that_it_read(old, new, width):
+    source, target = trained(old), make(new, width)
+    report = grow(source, target, allow_input_growth=True)
+    assert report.function_preserving
+    found = values({*old, *new})
+    expected, got = source(stacked(found, old)), target(stacked(found, new))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)  # sums of at most 12 terms in float64
+
+
+@pytest.mark.parametrize("width", [8, 12])
+@pytest.mark.parametrize("more", [[], ["new"], ["new", "other"]])
+@pytest.mark.parametrize("kept", [["price", "trend"], ["trend", "price"]])
+def test_a_dropped_input_is_as_if_it_always_were_at_its_mean(kept, more, width):
+    new = [*more, *kept]
+    source, target = trained(OLD), make(new, width)
+    report = grow(source, target, allow_input_growth=True, drop_inputs=["volume"])
+    found = values({*OLD, *new})
+    found["volume"] = torch.full((5,), float(source.mean[1]), dtype=torch.float64)  # normalised: 0
+    expected, got = source(stacked(found, OLD)), target(stacked(found, new))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+    assert not report.function_preserving
+    assert report.max_output_error > 0.01
+    assert report.refused == ["1 inputs are dropped as drop_inputs asks (volume): the outputs change."]
+
+
+def test_the_change_that_dropping_makes_is_measured():
+    source, target = trained(OLD), make(["price", "trend"])
+    report = grow(source, target, drop_inputs=["volume"])
+    example = source.example_input_array.clone()
+    example[:, [0, 2]] = target.example_input_array
+    change = (target(target.example_input_array) - source(example)).abs().max() / source(example).abs().max()
+    assert report.max_output_error == pytest.approx(float(change.detach()))
+
+
+def test_without_leave_an_input_that_is_gone_is_refused_and_nothing_changes():
+    target = make(["price", "trend"])
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(RefusedGrowth, match=r"not in the target \(volume\).*drop_inputs"):
+        grow(trained(OLD), target)
+    with pytest.raises(RefusedGrowth, match="drop_inputs names volumes"):
+        grow(trained(OLD), target, drop_inputs=["volume", "volumes"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+def test_dropping_needs_names():
+    source, target = trained(OLD), make(["price", "trend"])
+    source.input_names = None
+    with pytest.raises(RefusedGrowth, match="drop_inputs needs the names of the inputs"):
+        grow(source, target, drop_inputs=["volume"])
