@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,6 +21,7 @@ from lightning_grow.architecture import (
     rebuild_source,
     record_architecture,
     restore_attributes,
+    strip_compiled,
     untouched_rng,
 )
 from lightning_grow.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
@@ -86,6 +88,8 @@ def convert_checkpoint(
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
     drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
@@ -114,6 +118,8 @@ def convert_checkpoint(
         allow_output_growth: See `grow`.
         allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
         drop_inputs: See `grow`.
+        new_action_prob: See `grow`.
+        new_log_std: See `grow`.
         verify: See `grow`.
         tolerance: See `grow`.
         seed: See `grow`.
@@ -146,6 +152,8 @@ def convert_checkpoint(
         allow_output_growth=allow_output_growth,
         allow_attribute_changes=allow_attribute_changes,
         drop_inputs=drop_inputs,
+        new_action_prob=new_action_prob,
+        new_log_std=new_log_std,
         verify=verify,
         tolerance=tolerance,
         seed=seed,
@@ -278,8 +286,19 @@ def _grow_copies(
     for holder, key in holders:
         copy = holder.get(key) if isinstance(holder, Mapping) else None
         if copy:
-            copies.append((holder, key, result.plan.apply(align_names(copy, own), own, seed)))
+            grown = result.plan.apply(align_names(copy, own), own, seed)
+            _share_new_outputs(result, grown)
+            copies.append((holder, key, grown))
     return copies
+
+
+def _share_new_outputs(result: Transfer, copy: Mapping[str, Tensor]) -> None:
+    """New outputs may have been set after the fill (a probability, a deviation): the same in every copy."""
+    names = {strip_compiled(name): name for name in copy}
+    for name, dim in (member for group in result.plan.groups if group.output >= 0 for member in group.members):
+        new = torch.nonzero(result.plan.tensors[name].maps[dim].low < 0).flatten()
+        own = copy[names[name]]
+        own.index_copy_(dim, new.to(own.device), result.state_dict[names[name]].index_select(dim, new).to(own))
 
 
 def _gather_optimizers(checkpoint: dict[str, Any]) -> None:

@@ -229,8 +229,14 @@ class _Draft:
             mode = "copied" if atom in self.copied else "fresh"
             place = self.pairing.places[atom]
             units = tuple(unit_index(self.new.tensors[name].axes[dim], atom) for name, dim in members)
-            groups.append(UnitGroup(place, self.pairing.old_size(atom), atom.size, mode, members, units))
+            sizes = self.pairing.old_size(atom), atom.size
+            groups.append(UnitGroup(place, *sizes, mode, members, self._output(atom), units))
         return tuple(groups)
+
+    def _output(self, atom: Axis) -> int:
+        """The output whose last axis the atom is; -1 if there is none."""
+        ends = [value.axes[-1] if value.axes else None for value in self.new.outputs]
+        return next((number for number, axis in enumerate(ends) if axis is not None and resolve(axis) is atom), -1)
 
     def _unit_map(self, atom: Axis, shared: bool) -> UnitMap:
         old = self.pairing.old_size(atom)

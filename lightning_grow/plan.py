@@ -26,6 +26,7 @@ class UnitGroup:
         new: Units of the target.
         mode: "fresh" or "copied".
         members: (parameter, dimension) pairs.
+        output: Which of the target's outputs they are the last axis of; -1 for inner units.
         units: For every member, the unit that each position belongs to (-1: none), int64 (size of the dimension,).
     """
 
@@ -34,6 +35,7 @@ class UnitGroup:
     new: int
     mode: str
     members: tuple[tuple[str, int], ...]
+    output: int = -1
     units: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
 
 

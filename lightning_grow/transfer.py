@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lightning_grow.draft import make_plan
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.liveness import count_dead_and_twins
 from lightning_grow.mismatch import Permissions
+from lightning_grow.new_outputs import NewOutputs
 from lightning_grow.plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy, find_strategy
@@ -57,6 +58,7 @@ class _Request:
     rename: Mapping[str, str] | None
     allowed: Permissions
     seed: int = 0
+    new_outputs: NewOutputs = field(default_factory=NewOutputs)
 
     def plan(self) -> GrowthPlan:
         """Work out the growth."""
@@ -77,6 +79,8 @@ def plan_growth(
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
     drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
     verify: bool = True,
     tolerance: float | None = None,
 ) -> GrowthPlan:
@@ -95,8 +99,10 @@ def plan_growth(
         allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
         drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
             report then has the measured change of the outputs.
-        verify: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
-        tolerance: Unused by the plan, as `verify`.
+        new_action_prob: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
+        new_log_std: Unused by the plan, likewise.
+        verify: Unused by the plan, likewise.
+        tolerance: Unused by the plan, likewise.
 
     Returns:
         The plan; `plan.refused` says why it cannot be done, if it cannot.
@@ -111,7 +117,7 @@ def plan_growth(
     >>> [(group.old, group.new, group.mode) for group in plan.groups], plan.refused
     ([(4, 6, 'fresh')], ())
     """
-    del verify, tolerance  # Unused: see the docstring.
+    del new_action_prob, new_log_std, verify, tolerance  # Unused: see the docstring.
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
     return _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed).plan()
 
@@ -128,13 +134,16 @@ def transfer(
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
     drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
 ) -> Transfer:
     """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
-    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
+    new = NewOutputs(new_action_prob, new_log_std)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
     return _build(request, verify, tolerance)
 
 
@@ -145,8 +154,9 @@ def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer
     initial = _initial_state(target, seed)
     grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
     write_state(plan.tensors, plan.strategy, source.state_dict(), initial, grown, seed)
+    notes = _start_new_outputs(request, plan, grown)
     if not verify:
-        return Transfer(plan, grown, _report(plan, grown, seed, None, None))
+        return Transfer(plan, grown, _report(plan, grown, seed, None, None, notes))
     error, limit = _measure(request, plan, grown, tolerance)
     if _promises(plan) and not error <= limit:
         raise RefusedGrowth(
@@ -154,7 +164,17 @@ def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer
             f"(ten times the rounding floor of {plan.lowest_dtype}). Nothing was changed. Report this model: the plan "
             "expected it to be exact; or pass tolerance= if the difference is acceptable."
         )
-    return Transfer(plan, grown, _report(plan, grown, seed, error, limit))
+    return Transfer(plan, grown, _report(plan, grown, seed, error, limit, notes))
+
+
+def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> list[str]:
+    inputs = _examples(request.source, request.target, request.example_inputs)[1]
+
+    def run() -> list[Tensor]:
+        return outputs(_on_real_device(request.target, grown), inputs, request.forward, grown)
+
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in grown.items()}
+    return request.new_outputs.start(plan, state, run)
 
 
 def grow(
@@ -169,6 +189,8 @@ def grow(
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
     drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
     verify: bool = True,
     tolerance: float | None = None,
     seed: int = 0,
@@ -188,6 +210,9 @@ def grow(
         allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
         drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
             report then has the measured change of the outputs.
+        new_action_prob: The total probability that new discrete actions begin with, in (0, 1), in the mean over the
+            example inputs; the report has the KL divergence. The output that grows must be logits.
+        new_log_std: What new entries of a Gaussian policy's log_std begin with; forward must return it.
         verify: Whether to run both modules on the example inputs and compare.
         tolerance: The largest relative output error of a function-preserving strategy; ten times the model's own
             rounding floor when None.
@@ -208,8 +233,9 @@ def grow(
     (True, True)
     """
     allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
-    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed)
-    if not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
+    new = NewOutputs(new_action_prob, new_log_std)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
+    if new == NewOutputs() and not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
         return _write_in_place(request)
     done = _build(request, verify, tolerance)
     target.load_state_dict(done.state_dict, assign=_is_meta(target))
@@ -318,7 +344,12 @@ def _promises(plan: GrowthPlan) -> bool:
 
 
 def _report(
-    plan: GrowthPlan, grown: dict[str, Tensor], seed: int, error: float | None, limit: float | None
+    plan: GrowthPlan,
+    grown: dict[str, Tensor],
+    seed: int,
+    error: float | None,
+    limit: float | None,
+    notes: Sequence[str] = (),
 ) -> TransferReport:
     state = {name.replace("_orig_mod.", ""): item for name, item in grown.items()}
     dead, twins = count_dead_and_twins(plan, state)
@@ -333,5 +364,5 @@ def _report(
         twin_units=twins,
         refused=list(plan.lost),
         attributes=dict(plan.attributes),
-        notes=plan.notes,
+        notes=(*plan.notes, *notes),
     )

@@ -20,6 +20,7 @@ from lightning_grow.architecture import (
 from lightning_grow.checkpoint import KEY, read_checkpoint
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.new_outputs import NewOutputs
 from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, check_shapes, learning_rates
 from lightning_grow.sharded import check_sharded
 from lightning_grow.strategies import Strategy, find_strategy
@@ -57,6 +58,8 @@ class ArchTransfer(Callback):
         allow_input_growth: Whether inputs may be added; they are read with zeros.
         allow_output_growth: Whether outputs may be added.
         drop_inputs: Names of inputs that the module may lack, or patterns of them ("rsi*"); needs `input_names`.
+        new_action_prob: The total probability that new discrete actions begin with, as in `grow`.
+        new_log_std: What new entries of a Gaussian policy's log_std begin with, as in `grow`.
         verify: Whether source and target are compared on the example inputs.
         tolerance: Largest relative difference that counts as equal; ten times the rounding floor when None.
         seed: Of the new entries' values.
@@ -86,6 +89,8 @@ class ArchTransfer(Callback):
         allow_input_growth: bool = False,
         allow_output_growth: bool = False,
         drop_inputs: Sequence[str] = (),
+        new_action_prob: float | None = None,
+        new_log_std: float | None = None,
         verify: bool = True,
         tolerance: float | None = None,
         seed: int = 0,
@@ -111,11 +116,14 @@ class ArchTransfer(Callback):
             "allow_input_growth": allow_input_growth,
             "allow_output_growth": allow_output_growth,
             "drop_inputs": tuple(drop_inputs),
+            "new_action_prob": new_action_prob,
+            "new_log_std": new_log_std,
             "verify": verify,
             "tolerance": tolerance,
             "seed": seed,
         }
         self._make_warmup()  # a wrong setting is an error here, not hours later
+        NewOutputs(new_action_prob, new_log_std)
         self._forget()
         self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 

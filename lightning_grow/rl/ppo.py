@@ -210,6 +210,8 @@ class PPO(GrowableMixin, LightningModule):
         allow_input_growth: bool = False,
         allow_output_growth: bool = False,
         drop_inputs: Sequence[str] = (),
+        new_action_prob: float | None = None,
+        new_log_std: float | None = None,
         verify: bool = True,
         tolerance: float | None = None,
         seed: int = 0,
@@ -226,6 +228,8 @@ class PPO(GrowableMixin, LightningModule):
             allow_input_growth: Whether this agent may observe more than that one did.
             allow_output_growth: Whether it may have more actions.
             drop_inputs: Names of observations that it may lack, or patterns of them.
+            new_action_prob: Total probability that new discrete actions begin with.
+            new_log_std: What new continuous actions' log_std begins with; 0 when None.
             verify: As for `lightning_grow.grow`.
             tolerance: As for `lightning_grow.grow`.
             seed: Of the new weights.
@@ -247,6 +251,8 @@ class PPO(GrowableMixin, LightningModule):
             allow_input_growth=allow_input_growth,
             allow_output_growth=allow_output_growth,
             drop_inputs=drop_inputs,
+            new_action_prob=new_action_prob,
+            new_log_std=new_log_std,
             verify=verify,
             tolerance=tolerance,
             seed=seed,

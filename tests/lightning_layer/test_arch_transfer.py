@@ -428,6 +428,31 @@ def test_an_average_that_begins_or_ends_at_the_growth_behaves_as_in_lightning(tm
     torch.testing.assert_close(plain, outputs_of(kept["state_dict"], [8], inputs))  # the average, where there was one
 
 
+class Classes(Stack):
+    def __init__(self, hidden_dims=(8,), classes=2):
+        super().__init__(hidden_dims)
+        self.save_hyperparameters()
+        self.net[-1] = torch.nn.Linear(hidden_dims[-1], classes)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0])[:, :2].square().mean()
+
+
+def test_new_actions_begin_alike_in_the_average(tmp_path):
+    _, path = train_small(tmp_path, Classes, EMAWeightAveraging(decay=0.9))
+    average, found = EMAWeightAveraging(decay=0.9), {}
+
+    class Heads(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            found["live"] = pl_module.net[-1].bias.detach().clone()
+            found["average"] = average._average_model.module.net[-1].bias.detach().clone()
+
+    growing = ArchTransfer(allow_output_growth=True, new_action_prob=0.01)
+    fit(Classes([16], 4), tmp_path, growing, average, Heads(), ckpt_path=path, max_epochs=3)
+    assert torch.equal(found["live"][2:], found["average"][2:])
+    assert found["live"][2] < -2
+
+
 def test_stochastic_weight_averaging_grows_too(tmp_path):
     averaging = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1)
     _, path = train_small(tmp_path, Stack, averaging, max_epochs=4)

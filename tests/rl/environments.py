@@ -31,10 +31,12 @@ class Clock(gymnasium.Env):
 class Walk(gymnasium.Env):
     """Keep a noisy walker near 0; over the edge the episode ends. It can be put back into the middle of an episode."""
 
-    def __init__(self, continuous: bool = False):
+    def __init__(self, continuous: bool = False, actions: int = 0):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.continuous = continuous
-        self.action_space = spaces.Box(-1, 1, (1,), np.float32) if continuous else spaces.Discrete(2)
+        self.action_space = (
+            spaces.Box(-1, 1, (actions or 1,), np.float32) if continuous else spaces.Discrete(actions or 2)
+        )
         self.position = self.speed = 0.0
 
     def observe(self):
@@ -46,7 +48,7 @@ class Walk(gymnasium.Env):
         return self.observe(), {}
 
     def step(self, action):
-        push = float(action[0]) if self.continuous else 2.0 * action - 1
+        push = float(action[0]) if self.continuous else (-1.0, 1.0, 0.0)[action]
         self.speed = 0.9 * self.speed + 0.3 * push + 0.1 * self.np_random.normal()
         self.position += self.speed
         return self.observe(), 1.0 - abs(self.position), abs(self.position) > 4, False, {}

@@ -88,6 +88,32 @@ def test_a_bigger_agent_goes_on_with_the_counters_and_the_episodes(tmp_path):
     assert target.timesteps == 3 * 4 * 16
 
 
+@pytest.mark.parametrize(("continuous", "option"), [(False, {"new_action_prob": 0.1}), (True, {"new_log_std": -2.0})])
+def test_an_agent_with_more_actions_goes_on_and_trains_on_its_own_rollouts(tmp_path, continuous, option):
+    envs = [{"id": "tests/Walk-v0", "continuous": continuous, "actions": count} for count in (1 + (not continuous), 3)]
+    source, target = (make_agent(2, env["actions"], continuous, env=env, hidden_dims=[8]) for env in envs)
+    trainer = make_trainer(tmp_path, 2)
+    trainer.fit(source)
+    trainer.save_checkpoint(tmp_path / "few.ckpt")
+    found = {}
+
+    class Look(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            found["outputs"] = [output.detach().clone() for output in pl_module(source.example_input_array)]
+
+    growing = lightning_grow.ArchTransfer(allow_output_growth=True, **option)
+    resumed = make_trainer(tmp_path, 3, growing, Look())
+    resumed.fit(target, ckpt_path=tmp_path / "few.ckpt")
+    old, new = source(source.example_input_array)[0].detach(), found["outputs"][0]
+    torch.testing.assert_close(new[:, : old.shape[-1]], old)
+    if continuous:
+        assert found["outputs"][2].tolist()[1:] == [-2.0, -2.0]
+    else:
+        assert float(new.softmax(-1)[:, 2].mean()) == pytest.approx(0.1, rel=1e-3)
+    # log-probabilities of the old policy would differ by log(1 - 0.1) from the first minibatch on: a KL of 0.1
+    assert resumed.callback_metrics["approx_kl"] < 0.03
+
+
 @pytest.mark.parametrize("optimizer", ["reset", "asymmetric"])
 def test_a_staged_agent_goes_on_from_any_stage_as_if_never_stopped(tmp_path, optimizer):
     def agent():
