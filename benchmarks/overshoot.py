@@ -3,7 +3,7 @@
 A new entry whose second moment is 0 under an old step count gets no bias correction and takes steps of several times
 the learning rate. `python benchmarks/overshoot.py` (a minute on one core) trains [32] on scikit-learn's digits for 400
 steps, grows to [64] and takes 100 more, with new second moments at 0 (what a zero padding does), at the mean of the
-moved ones (`optimizer="transfer"`), and with the warm-up of the new entries besides (`optimizer="asymmetric"`). It
+moved ones (`optimizer="transfer"`), and with moments and a warm-up of their own (`optimizer="asymmetric"`). It
 writes benchmarks/results/overshoot.md and .png: medians over 5 seeds.
 """
 
@@ -77,7 +77,7 @@ def largest_steps(make: Callable[[Any], optim.Optimizer], way: str, seed: int) -
     if way == "zeros":
         _forget_fill(bigger, new)
     if way == "asymmetric":
-        Warmup(100, 0.1, "new").attach([bigger], new)
+        Warmup(100, 0.1, "new", fresh=True).attach([bigger], new)
     return _go_on(large, bigger, data, new)
 
 

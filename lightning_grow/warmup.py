@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_grow.own_moments import OwnMoments
+
 Scope = Literal["all", "new", "source"]
 Shape = Literal["linear", "cosine"]
+SETTINGS = ("num_steps", "start_factor", "scope", "shape", "fresh")
 
 
 class Warmup:
@@ -25,6 +28,8 @@ class Warmup:
         start_factor: Factor of the first step, in (0, 1].
         scope: "all" entries, only the "new" ones that growth added, or only those of the "source".
         shape: "linear", or half a "cosine", which starts and ends gently.
+        fresh: Whether new entries forget the moments they have and gather their own, as in an optimizer that starts
+            with them: for scope "new", under Adam and AdamW.
 
     Raises:
         ValueError: An argument is out of range.
@@ -43,7 +48,12 @@ class Warmup:
     """
 
     def __init__(
-        self, num_steps: int = 100, start_factor: float = 0.1, scope: Scope = "all", shape: Shape = "linear"
+        self,
+        num_steps: int = 100,
+        start_factor: float = 0.1,
+        scope: Scope = "all",
+        shape: Shape = "linear",
+        fresh: bool = False,
     ) -> None:
         if num_steps < 0:
             raise ValueError(f"Expected num_warmup_steps to be 0 or more, but got {num_steps}.")
@@ -54,6 +64,7 @@ class Warmup:
         if shape not in ("linear", "cosine"):
             raise ValueError(f"Expected warmup_shape to be 'linear' or 'cosine', but got {shape!r}.")
         self.num_steps, self.start_factor, self.scope, self.shape = num_steps, start_factor, scope, shape
+        self.fresh = fresh and scope == "new"
         self.steps: list[int] = []
         self._attached: list[_Ramp] = []
 
@@ -101,13 +112,13 @@ class Warmup:
         """Everything a resume needs, as plain types; empty when finished, so that no trace is left."""
         if self.is_finished:
             return {}
-        settings = {key: getattr(self, key) for key in ("num_steps", "start_factor", "scope", "shape")}
+        settings = {key: getattr(self, key) for key in SETTINGS}
         return {**settings, "steps": list(self.steps)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Warmup":
         """The warm-up that wrote this state, at the step where it was."""
-        warmup = cls(state["num_steps"], state["start_factor"], state["scope"], state.get("shape", "linear"))
+        warmup = cls(**{key: state[key] for key in SETTINGS if key in state})
         warmup.steps = list(state["steps"])
         return warmup
 
@@ -121,6 +132,7 @@ class _Ramp:
         self.is_open = False  # between the two hooks of one step
         self.held: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, mask, its entries before the step
         self.masks: dict[Tensor, Tensor] = {} if warmup.scope == "all" else self._find_masks(masks)
+        self.moments = OwnMoments(optimizer, self.masks) if warmup.fresh else None
         self.handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self.before),
             optimizer.register_step_post_hook(self.after),
@@ -141,6 +153,8 @@ class _Ramp:
         if self.warmup.is_over(self.index):
             return
         self.is_open, factor = True, self.warmup.factor(self.index)
+        if self.moments is not None and self.warmup.steps[self.index] == 0:
+            self.moments.forget()
         if self.warmup.scope == "all":
             self.rates = [_scale(group, factor) for group in optimizer.param_groups]
         else:
@@ -150,11 +164,14 @@ class _Ramp:
     def after(self, optimizer: Optimizer, *_: Any) -> None:
         if not self.is_open:  # over, or the outer one of two: a subclass whose step calls super().step runs hooks twice
             return
-        factor = self.warmup.factor(self.index)
+        factor, count = self.warmup.factor(self.index), self.warmup.steps[self.index] + 1
         for parameter, mask, old in self.held:
-            parameter[mask] = torch.lerp(old, parameter[mask], factor)
+            share = factor if self.moments is None else factor * self.moments.correction(parameter, count)
+            parameter[mask] = torch.lerp(old, parameter[mask], share)
         self.restore()
-        self.warmup.steps[self.index] += 1  # the hooks stay until detach: torch is iterating over them here
+        self.warmup.steps[self.index] = count  # the hooks stay until detach: torch is iterating over them here
+        if self.moments is not None and self.warmup.is_over(self.index):
+            self.moments.settle(count)
 
     def show_base_rates(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """A state dict taken while a step runs (or after one raised) holds the base rates, not the scaled ones."""

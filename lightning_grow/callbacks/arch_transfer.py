@@ -41,8 +41,8 @@ class ArchTransfer(Callback):
     Args:
         strategy: What new units start as: a name of `list_strategies`, or a strategy.
         optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments
-            where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, and
-            warms up the new ones alone (Sparkling, 2026).
+            where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, while
+            new ones warm up alone and, under Adam and AdamW, gather moments of their own (Sparkling, 2026).
         scheduler: "keep" goes on with the checkpoint's schedule, "reset" starts the config's; when None, "reset" after
             a reset, else "keep".
         num_warmup_steps: Optimizer steps of learning-rate warm-up after a growth; when None, 0 after a transfer, else
@@ -128,7 +128,8 @@ class ArchTransfer(Callback):
         self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 
     def _make_warmup(self) -> Warmup:
-        return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope, self.warmup_shape)
+        fresh = self.optimizer == "asymmetric"
+        return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope, self.warmup_shape, fresh)
 
     def _forget(self) -> None:
         self._path: str | Path = UNREAD

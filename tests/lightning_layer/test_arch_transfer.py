@@ -210,7 +210,7 @@ def test_the_warmup_runs_after_a_growth_and_ends(tmp_path):
 
 
 @pytest.mark.parametrize("scope", ["all", "new", "source"])
-@pytest.mark.parametrize("optimizer", ["reset", "transfer"])
+@pytest.mark.parametrize("optimizer", ["reset", "transfer", "asymmetric"])
 def test_straight_equals_saved_in_the_warmup_and_resumed(tmp_path, scope, optimizer):
     _, path = train_small(tmp_path)
 

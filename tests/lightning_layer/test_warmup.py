@@ -111,6 +111,7 @@ def test_a_finished_warmup_leaves_no_trace():
         "start_factor": 0.1,
         "scope": "all",
         "shape": "linear",
+        "fresh": False,
         "steps": [2],
     }
     run(warmup, num_steps=1)

@@ -1,0 +1,108 @@
+"""New entries under an old step count take the steps of an Adam that begins with them."""
+
+import pytest
+import torch
+from torch import nn, optim
+
+from lightning_grow.warmup import Warmup
+
+NEW = torch.tensor([[False, False, True], [True, True, True]])
+ADAMS = {
+    "Adam": lambda parameters: optim.Adam(parameters, lr=0.01, betas=(0.8, 0.95), eps=1e-16),
+    "AdamW": lambda parameters: optim.AdamW(parameters, lr=0.01, eps=1e-16, weight_decay=0.0),
+    "amsgrad": lambda parameters: optim.Adam(parameters, lr=0.01, eps=1e-16, amsgrad=True),
+    "fused": lambda parameters: optim.AdamW(parameters, lr=0.01, eps=1e-16, weight_decay=0.0, fused=True),
+}
+
+
+def gradients(steps, seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * (0.3 + torch.randn(steps, 2, 3, generator=generator, dtype=torch.float64))
+
+
+def run(weight, optimizer, stream):
+    for gradient in stream:
+        weight.grad = gradient.clone()
+        optimizer.step()
+
+
+def old_run(make, steps=300):
+    """A weight that has been trained, on gradients a hundred times as large as those to come."""
+    weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimizer = make([weight])
+    run(weight, optimizer, gradients(steps, seed=0, scale=100.0))
+    return weight, optimizer
+
+
+@pytest.mark.parametrize("make", ADAMS.values(), ids=ADAMS)
+def test_new_entries_take_the_steps_of_a_fresh_adam_and_old_ones_those_of_the_old(make):
+    weight, optimizer = old_run(make)
+    plain, plain_optimizer = old_run(make)
+    fresh = nn.Parameter(weight.detach().clone())
+    fresh_optimizer = make([fresh])
+    warmup = Warmup(40, start_factor=1.0, scope="new", fresh=True)
+    warmup.attach([optimizer], {weight: NEW})
+    stream = gradients(40, seed=1)
+    for gradient in stream:
+        for item, own in ((weight, optimizer), (plain, plain_optimizer), (fresh, fresh_optimizer)):
+            run(item, own, [gradient])
+        # sums of 40 steps in float64; epsilon is as good as 0
+        torch.testing.assert_close(weight.detach()[NEW], fresh.detach()[NEW], rtol=1e-10, atol=1e-12)
+        assert torch.equal(weight.detach()[~NEW], plain.detach()[~NEW])
+
+
+@pytest.mark.parametrize("make", ADAMS.values(), ids=ADAMS)
+def test_when_it_is_over_the_moments_need_no_correction(make):
+    weight, optimizer = old_run(make)
+    fresh = nn.Parameter(weight.detach().clone())
+    fresh_optimizer = make([fresh])
+    warmup = Warmup(40, start_factor=1.0, scope="new", fresh=True)
+    warmup.attach([optimizer], {weight: NEW})
+    for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
+        run(item, own, gradients(40, seed=1))
+    warmup.detach()
+    before = weight.detach().clone(), fresh.detach().clone()
+    for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
+        run(item, own, gradients(1, seed=2))
+    moves = weight.detach() - before[0], fresh.detach() - before[1]
+    # the same estimates; only what the next gradient weighs in them differs, by 1 part in 40
+    torch.testing.assert_close(moves[0][NEW], moves[1][NEW], rtol=0.1, atol=1e-3)
+
+
+def test_a_tensor_that_is_new_as_a_whole_has_a_right_step_count_of_its_own():
+    make = ADAMS["Adam"]
+    weight, twin = (nn.Parameter(torch.zeros(2, 3, dtype=torch.float64)) for _ in range(2))
+    optimizer, plain = make([weight]), make([twin])
+    Warmup(40, start_factor=1.0, scope="new", fresh=True).attach([optimizer], {weight: torch.ones_like(NEW)})
+    run(weight, optimizer, gradients(30, seed=1))
+    run(twin, plain, gradients(30, seed=1))
+    torch.testing.assert_close(weight.detach(), twin.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_other_optimizers_keep_their_state():
+    weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimizer = optim.RMSprop([weight], lr=0.01)
+    run(weight, optimizer, gradients(30, seed=0))
+    before = optimizer.state[weight]["square_avg"].clone()
+    Warmup(4, start_factor=1.0, scope="new", fresh=True).attach([optimizer], {weight: NEW})
+    run(weight, optimizer, gradients(1, seed=1))
+    torch.testing.assert_close(optimizer.state[weight]["square_avg"], 0.99 * before + 0.01 * gradients(1, 1)[0] ** 2)
+
+
+def test_it_goes_on_after_a_resume_in_its_middle():
+    make = ADAMS["Adam"]
+    ends = []
+    for stop in (40, 17):
+        weight, optimizer = old_run(make)
+        warmup, stream = Warmup(30, 0.1, "new", fresh=True), gradients(40, seed=1)
+        warmup.attach([optimizer], {weight: NEW})
+        run(weight, optimizer, stream[:stop])
+        state = optimizer.state_dict(), warmup.state_dict()
+        if stop < 40:
+            weight = nn.Parameter(weight.detach().clone())
+            optimizer = make([weight])
+            optimizer.load_state_dict(state[0])
+            Warmup.from_state_dict(state[1]).attach([optimizer], {weight: NEW})
+            run(weight, optimizer, stream[stop:])
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
