@@ -700,6 +700,22 @@ def test_the_log_says_what_differs_and_which_rate_results(tmp_path, caplog, caps
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.parametrize(("clip", "said"), [({"gradient_clip_val": 1.0}, True), ({}, False)])
+def test_what_clipping_does_with_new_entries_is_said(tmp_path, caplog, clip, said):
+    _, path = train_small(tmp_path)
+    with caplog.at_level("INFO"):
+        fit(Stack([16]), tmp_path, ArchTransfer(optimizer="transfer"), ckpt_path=path, max_epochs=3, **clip)
+    assert ("Clipping by the gradients' norm counts those of new entries too" in caplog.text) is said
+
+
+def test_the_report_says_what_became_of_the_moments(tmp_path):
+    _, path = train_small(tmp_path)
+    fit(Stack([16]), tmp_path, ArchTransfer("net2wider", optimizer="asymmetric"), ckpt_path=path, max_epochs=3)
+    state = json.loads((tmp_path / "growth_report.json").read_text())["training_state"]
+    assert (state["optimizer"], state["scheduler"], state["moved"], state["fresh"]) == ("asymmetric", "keep", 4, [])
+    assert [line.split(":")[0] for line in state["approximate"]] == ["net.0.weight", "net.0.bias", "net.2.weight"]
+
+
 def test_the_report_is_written_beside_the_run(tmp_path):
     _, path = train_small(tmp_path)
     for _ in range(2):

@@ -435,3 +435,53 @@ def test_factored_state_has_shapes_of_its_own():
     state["state"][2]["col_var"] = torch.zeros(1, 5)
     with pytest.raises(RefusedGrowth, match=r"Adafactor state 'col_var' of '2\.weight' has the shape \(1, 5\)"):
         check_shapes([state], [optimizer], net)
+
+
+def test_frozen_parameters_have_no_state_and_need_none():
+    def make(net):
+        net[0].requires_grad_(False)
+        return optim.Adam([parameter for parameter in net.parameters() if parameter.requires_grad], lr=0.01)
+
+    net = make_net(6)
+    optimizer = make(net)
+    train(net, optimizer, 20)
+    target, plan = grown(net)
+    bigger = make(target)
+    checkpoint = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": []}
+    order = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    carried = carry(checkpoint, target, bigger, plan, order)
+    assert carried.moved == 2
+    bigger.load_state_dict(carried.optimizer_states[0])
+    train(net, optimizer, 1)
+    train(target, bigger, 1)
+    for small, large in zip(net.parameters(), target.parameters(), strict=True):
+        torch.testing.assert_close(source_block(large, small), small, rtol=1e-12, atol=1e-14)
+
+
+def test_each_of_several_optimizers_gets_its_own_moments():
+    def make(net):
+        return optim.SGD(net[0].parameters(), lr=0.1, momentum=0.9), optim.AdamW(net[2].parameters(), lr=0.01)
+
+    def run(net, optimizers, steps):
+        for _ in range(steps):
+            net.zero_grad()
+            (net(INPUTS) - GOALS).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    net = make_net(6)
+    optimizers = make(net)
+    run(net, optimizers, 20)
+    names = [[["0.weight", "0.bias"]], [["2.weight", "2.bias"]]]
+    record = {"lightning_grow": {"architecture": {"optimizers": names, "optimizer_classes": ["SGD", "AdamW"]}}}
+    checkpoint = {"optimizer_states": [item.state_dict() for item in optimizers], "lr_schedulers": [], **record}
+    target, plan = grown(net)
+    bigger = make(target)
+    carried = carry_optimizers(checkpoint, target, bigger, [], plan, ORDER, optimizer="transfer", scheduler="keep")
+    assert carried.moved == 4
+    for optimizer, state in zip(bigger, carried.optimizer_states, strict=True):
+        optimizer.load_state_dict(state)
+    run(net, optimizers, 1)
+    run(target, bigger, 1)
+    for small, large in zip(net.parameters(), target.parameters(), strict=True):
+        torch.testing.assert_close(source_block(large, small), small, rtol=1e-12, atol=1e-14)

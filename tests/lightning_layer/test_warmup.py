@@ -216,3 +216,17 @@ def test_a_cosine_warmup_is_gentle_at_both_ends():
     factors = [Warmup.from_state_dict({**state, "steps": [done]}).factor() for done in range(5)]
     half = (1 - 0.5**0.5) / 2  # (1 - cos(pi / 4)) / 2
     assert factors == pytest.approx([0.2, 0.2 + 0.8 * half, 0.6, 0.2 + 0.8 * (1 - half), 1.0])
+
+
+def test_a_step_that_a_gradient_scaler_skips_is_not_counted():
+    weight = torch.nn.Parameter(torch.zeros(()))
+    sgd, warmup, scaler = torch.optim.SGD([weight], lr=1.0), Warmup(4, 0.5), torch.amp.GradScaler("cpu")
+    warmup.attach([sgd])
+    for gradient in (1.0, float("inf"), 1.0):
+        scaler.scale(weight * gradient).backward()
+        scaler.step(sgd)
+        scaler.update()
+        sgd.zero_grad()
+    assert warmup.steps == [2]
+    assert weight.item() == pytest.approx(-(0.5 + 0.625))
+    assert sgd.param_groups[0]["lr"] == 1.0
