@@ -136,9 +136,27 @@ def test_an_average_grows_at_each_stage_and_in_a_resume(tmp_path):
         assert torch.equal(weights(resumed)[name], tensor), name
 
 
+def test_the_average_computes_what_it_did_at_each_stage(tmp_path):
+    average, found = EMAWeightAveraging(decay=0.9), {}
+
+    class Look(L.Callback):
+        def __init__(self, when):
+            self.when = when
+
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step in (4, 12):
+                module = average._average_model.module
+                found[trainer.global_step, self.when] = module(module.example_input_array)
+
+    fit(make(), tmp_path, average, Look("before"), GrowthSchedule(STAGES, at=[4, 12]), Look("after"), max_epochs=2)
+    for step in (4, 12):
+        torch.testing.assert_close(found[step, "after"], found[step, "before"], **CLOSE)
+
+
 def test_accumulated_gradients_are_not_cut_in_two(tmp_path):
     after = Outputs()
-    fit(make(), tmp_path, GrowthSchedule(STAGES[:1], at=[1]), after, accumulate_grad_batches=4, max_epochs=1)
+    fit(make(), tmp_path, GrowthSchedule(STAGES[:1], at=[0]), after, accumulate_grad_batches=4, max_epochs=1)
     assert {step: width for step, (width, *_) in after.seen.items()} == {0: 8, 1: 12, 2: 12}
 
 
