@@ -89,11 +89,12 @@ def substitute(state: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> dict
 
 
 def _owners(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """The modules that a tensor may be copied with: a child of the root, or a part of a dictionary there."""
+    """The modules that a tensor may be copied with: a child of the root, of a dictionary there, or of a wrapper."""
     parts = name.split(".")
     for count in range(1, len(parts)):
-        yield ".".join(parts[:count])
-        if not isinstance(modules[".".join(parts[:count])], nn.ModuleDict):
+        owner = ".".join(parts[:count])
+        yield owner
+        if not isinstance(modules[owner], nn.ModuleDict) and len(list(modules[owner].children())) != 1:
             return
 
 

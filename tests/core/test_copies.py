@@ -63,7 +63,7 @@ def pair(make, small, large):
     torch.manual_seed(0)
     source = make(*small).double()
     with torch.no_grad():
-        for tensor in named_tensors(source).values():
+        for tensor in filter(torch.is_floating_point, named_tensors(source).values()):
             tensor += 0.1 * torch.randn_like(tensor)
     torch.manual_seed(1)
     return source, make(*large).double()
@@ -118,6 +118,22 @@ def test_an_average_in_buffers_grows_too():
         return torch.func.functional_call(module.net, state, (INPUT,))
 
     assert_same(averaged(target), averaged(source))
+
+
+def test_an_average_inside_a_wrapper_grows_too():
+    class Wrapped(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.net = stack(width, norm=True)
+            self.ema = torch.optim.swa_utils.AveragedModel(self.net)
+
+        def forward(self, x):
+            return self.net(x)
+
+    source, target = pair(Wrapped, (8,), (12,))
+    grow(source, target, example_inputs=(INPUT,))
+    assert_same(target.ema(INPUT), source.ema(INPUT))
+    assert target.ema.n_averaged == source.ema.n_averaged
 
 
 def test_a_copy_of_another_structure_is_refused():
