@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map
 
 from lightning_grow.architecture import (
     build_module,
@@ -98,8 +98,8 @@ class GrowthSchedule(ArchTransfer):
         """See ArchTransfer; and plan every stage that is left."""
         super().on_fit_start(trainer, pl_module)
         current = self.find_stage(find_hparams(pl_module))
-        modules = [self._build(pl_module, number) for number in range(current, len(self.stages) + 1)]
-        for number, (small, large) in enumerate(pairwise(modules), start=current + 1):
+        for number in range(current + 1, len(self.stages) + 1):
+            small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
             try:
                 plan = plan_growth(small, large, **{key: self.options[key] for key in PLANNED})
                 refuse(plan)
@@ -219,12 +219,12 @@ def override(hparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
-    averages = [{"average_model_state": _on_cpu(average.module)} for average in _find_averages(trainer)]
+    averages = [{"average_model_state": _on_cpu(average.module.state_dict())} for average in _find_averages(trainer)]
     checkpoint: dict[str, Any] = {
-        "state_dict": _on_cpu(pl_module),
+        "state_dict": _on_cpu(pl_module.state_dict()),
         "hyper_parameters": find_hparams(pl_module),
         "hparams_name": getattr(pl_module, "_hparams_name", None),
-        "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "optimizer_states": [_on_cpu(optimizer.state_dict()) for optimizer in trainer.optimizers],
         "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "callbacks": {str(number): state for number, state in enumerate(averages)},
         "global_step": trainer.global_step,
@@ -248,6 +248,5 @@ def _find_averages(trainer: Trainer) -> list[AveragedModel]:
     return [average for average in averages if isinstance(average, AveragedModel)]
 
 
-def _on_cpu(module: nn.Module) -> dict[str, Any]:
-    state = module.state_dict()
-    return {name: item.detach().cpu().clone() if isinstance(item, Tensor) else item for name, item in state.items()}
+def _on_cpu(state: Mapping[str, Any]) -> Any:
+    return tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf, dict(state))
