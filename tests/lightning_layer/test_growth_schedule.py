@@ -239,8 +239,9 @@ DISTRIBUTED = """
     import lightning as L
     import torch
 
-    sys.path.insert(0, sys.argv[1])
-    from stacks import Stack, batches, weights
+    here, folder, max_epochs, ckpt_path, out = sys.argv[1:]
+    sys.path.insert(0, here)
+    from stacks import Stack, batches
 
     from lightning_grow import GrowthSchedule
 
@@ -249,26 +250,33 @@ DISTRIBUTED = """
             own = torch.stack([tensor.double().sum() for tensor in pl_module.state_dict().values()])
             every = pl_module.all_gather(own)
             assert torch.equal(every[0], every[1]), every
-            assert pl_module.net[0].out_features == 16
-            if trainer.is_global_zero:
-                print("alike", trainer.global_step)
 
     if __name__ == "__main__":
         L.seed_everything(0)
         quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-        schedule = GrowthSchedule([{"hidden_dims": [12]}, {"hidden_dims": [16]}], at=[4, 8])
+        schedule = GrowthSchedule([{"hidden_dims": [12]}, {"hidden_dims": [16]}], at=[4, 12], num_warmup_steps=6)
         trainer = L.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp", max_epochs=4, callbacks=[schedule, Sums()],
-            default_root_dir=sys.argv[2], limit_val_batches=0, **quiet,
+            accelerator="cpu", devices=2, strategy="ddp", max_epochs=int(max_epochs), callbacks=[schedule, Sums()],
+            default_root_dir=folder, limit_val_batches=0, **quiet,
         )
-        trainer.fit(Stack(), batches())
+        trainer.fit(Stack(), batches(), ckpt_path=ckpt_path or None)
+        trainer.save_checkpoint(out)
 """
 
 
-def test_two_processes_grow_alike(tmp_path, request):
+def test_two_processes_grow_alike_and_go_on_from_any_stage(tmp_path, request):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(DISTRIBUTED))
-    command = [sys.executable, str(script), str(request.path.parent), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "alike 16" in done.stdout
+
+    def train(max_epochs, ckpt_path, out):
+        command = [sys.executable, script, request.path.parent, tmp_path, max_epochs, ckpt_path, tmp_path / out]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return torch.load(tmp_path / out)
+
+    straight = train(4, "", "straight.ckpt")  # 4 steps an epoch in each of two processes
+    middle = train(2, "", "middle.ckpt")
+    resumed = train(4, tmp_path / "middle.ckpt", "resumed.ckpt")
+    assert (middle["hyper_parameters"]["hidden_dims"], middle["global_step"]) == ([12], 8)
+    assert (resumed["hyper_parameters"]["hidden_dims"], resumed["global_step"]) == ([16], 16)
+    assert all(torch.equal(tensor, straight["state_dict"][name]) for name, tensor in resumed["state_dict"].items())
