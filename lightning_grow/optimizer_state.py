@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from lightning_grow.architecture import find_param_names, find_record, strip_compiled
 from lightning_grow.errors import RefusedGrowth
@@ -40,6 +41,9 @@ FACTORED = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
 
 AVERAGED_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "variance")
 """Kinds that divide the step: at 0 under an old step count they would let new entries overshoot."""
+
+WHOLE = ("Adafactor", "Muon")
+"""Optimizers whose step of one entry depends on all the others of its tensor."""
 
 LINEAR = ("SGD", "ASGD")
 """Optimizers whose step is proportional to the gradient; the others' does not depend on its scale."""
@@ -218,21 +222,28 @@ def _move_state(
         return {}
     moved: dict[str, Any] = {}
     for kind, value in _multiply_factors(old, item.source_shape or ()).items():
-        if not isinstance(value, Tensor) or value.dim() == 0:
+        if _is_single(value):
             moved[kind] = value.clone() if isinstance(value, Tensor) else value
             continue
-        power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind))
+        power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind)) if isinstance(value, Tensor) else None
         tensor = None if power is None else plan.move(name, value, power)
         if tensor is None:
-            carried.fresh.append(f"{name}: no rule moves the state {kind!r} of {optimizer}, {tuple(value.shape)}")
+            carried.fresh.append(f"{name}: no rule moves the state {kind!r} of {optimizer}")
             return {}
         moved[kind] = _fill_second_moment(tensor, item.new_entries()) if kind in AVERAGED_SQUARES else tensor
     if not item.is_one_to_one:
         carried.approximate.append(f"{name}: its units are not one-to-one with the source's")
+    elif optimizer in WHOLE and not item.is_plain:
+        carried.approximate.append(f"{name}: {optimizer} steps a tensor as a whole, so new entries bear on old ones")
     for factor in item.factors:
         pace = factor ** (-2 if optimizer in LINEAR else -1)
         carried.paced.append(f"{name}: its weights are {factor:.3g} times as large, so steps count {pace:.3g} times")
     return _factor_again(moved, old)
+
+
+def _is_single(value: Any) -> bool:
+    """Whether a state has no shape to move: a number, or something that holds no tensor with dimensions."""
+    return not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves(value))
 
 
 def _multiply_factors(state: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:

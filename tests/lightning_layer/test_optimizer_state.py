@@ -186,6 +186,8 @@ def test_factored_squares_are_multiplied_moved_and_factored_again():
     target, plan = grown(net)
     carried = carry(checkpoint, target, optim.Adafactor(target.parameters()), plan)
     assert (carried.moved, carried.fresh) == (4, [])
+    assert all("steps a tensor as a whole" in line for line in carried.approximate)
+    assert len(carried.approximate) == 3
     old, new = checkpoint["optimizer_states"][0]["state"], carried.optimizer_states[0]["state"]
     # 0.weight grows rows: each column keeps its mean, old rows keep theirs, a new row has the mean of its columns'
     torch.testing.assert_close(new[0]["row_var"][:6], old[0]["row_var"])
@@ -234,6 +236,51 @@ def test_a_third_party_optimizer_moves_by_the_names_of_its_states():
     train(target, bigger, 1)
     for small, large in zip(net.parameters(), target.parameters(), strict=True):
         torch.testing.assert_close(source_block(large, small), small, rtol=1e-12, atol=1e-14)
+
+
+def test_muon_moves_and_says_that_it_steps_whole_matrices():
+    def make(net):
+        return optim.Muon([net[0].weight, net[2].weight], lr=0.01)
+
+    net = make_net(6)
+    optimizer = make(net)
+    train(net, optimizer, 5)
+    target, plan = grown(net)
+    order = ["0.weight", "2.weight"]
+    carried = carry({"optimizer_states": [optimizer.state_dict()]}, target, make(target), plan, order)
+    assert (carried.moved, carried.fresh) == (2, [])
+    assert [line.split(":")[0] for line in carried.approximate] == order
+    for position, name in enumerate(order):
+        old = optimizer.state[net.get_parameter(name)]["momentum_buffer"]
+        new = carried.optimizer_states[0]["state"][position]["momentum_buffer"]
+        assert torch.equal(source_block(new, old), old)
+
+
+def test_lbfgs_starts_fresh_and_is_named():
+    net = make_net(6)
+    optimizer = optim.LBFGS(net.parameters())
+
+    def loss():
+        optimizer.zero_grad()
+        value = (net(INPUTS) - GOALS).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    target, plan = grown(net)
+    carried = carry({"optimizer_states": [optimizer.state_dict()]}, target, optim.LBFGS(target.parameters()), plan)
+    assert carried.optimizer_states[0]["state"] == {}
+    assert carried.fresh[0].startswith("0.weight: no rule moves the state")
+
+
+def test_lists_of_tensors_never_reach_an_optimizer_unseen():
+    net, _, checkpoint = trained(OPTIMIZERS["Adam"])
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        state["history"] = [torch.zeros(3)]
+    target, plan = grown(net)
+    carried = carry(checkpoint, target, optim.Adam(target.parameters()), plan)
+    assert carried.moved == 0
+    assert "0.weight: no rule moves the state 'history' of Adam" in carried.fresh
 
 
 @pytest.mark.parametrize("choice", ["transfer", "asymmetric"])
