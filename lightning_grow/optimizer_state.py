@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_grow.architecture import find_param_names, find_record, strip_compiled
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.plan import GrowthPlan
+from lightning_grow.schedule_state import keep_schedules
 
 Choice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
@@ -47,9 +48,6 @@ WHOLE = ("Adafactor", "Muon")
 
 LINEAR = ("SGD", "ASGD")
 """Optimizers whose step is proportional to the gradient; the others' does not depend on its scale."""
-
-SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-"""The entries of a parameter group that a scheduler writes."""
 
 
 @dataclass(frozen=True)
@@ -110,28 +108,28 @@ def carry_optimizers(
     states = list(checkpoint.get("optimizer_states") or [])
     if not states or (optimizer, scheduler) == ("reset", "reset"):
         return CarriedState()
-    keep = scheduler == "keep"
-    if keep:
-        _check_schedule(checkpoint, states, optimizers, schedulers, optimizer)
-    names, classes = _find_names(checkpoint, states, source_order), find_record(checkpoint).get("optimizer_classes", [])
-    carried = CarriedState(lr_schedulers=list(checkpoint.get("lr_schedulers") or []) if keep else [])
+    names = _find_names(checkpoint, states, source_order)
+    own_names = [find_param_names(module, item) for item in optimizers]
+    templates = [item.state_dict() for item in optimizers[: len(states)]]
+    fresh = [optimizer == "reset" or had != has for had, has in _find_classes(checkpoint, optimizers)]
+    schedules = []
+    if scheduler == "keep":
+        sources = [[[_source_name(plan, name) for name in group] for group in groups] for groups in own_names]
+        schedules = keep_schedules(checkpoint, templates, optimizers, schedulers, names, sources, only_rates=fresh)
+    carried = CarriedState(templates, schedules)
     moved = 0
-    for index, new in enumerate(optimizers[: len(states)]):
-        template, own_class = new.state_dict(), type(new).__name__
-        had = classes[index] if index < len(classes) else own_class
-        if keep:
-            _keep_groups(template, states[index], only_scheduled=optimizer == "reset" or had != own_class)
-        if optimizer != "reset" and had != own_class:
-            carried.fresh.append(f"all of optimizer {index}: it is {had} in the checkpoint, {own_class} in the config")
-        elif optimizer != "reset":
-            old = _by_name(states[index], names[index])
-            for position, name in enumerate(chain.from_iterable(find_param_names(module, new))):
-                own = old.get(_source_name(plan, name))
-                if own and (state := _move_state(name, own, plan, own_class, optimizer, carried)):
-                    template["state"][position] = state
-                    moved += 1
-        carried.optimizer_states.append(template)
-    check_shapes(carried.optimizer_states, optimizers, module)
+    for index, template in enumerate(templates if optimizer != "reset" else ()):
+        had, has = _find_classes(checkpoint, optimizers)[index]
+        if fresh[index]:
+            carried.fresh.append(f"all of optimizer {index}: it is {had} in the checkpoint, {has} in the config")
+            continue
+        old = _by_name(states[index], names[index])
+        for position, name in enumerate(chain.from_iterable(own_names[index])):
+            own = old.get(_source_name(plan, name))
+            if own and (state := _move_state(name, own, plan, has, optimizer, carried)):
+                template["state"][position] = state
+                moved += 1
+    check_shapes(templates, optimizers, module)
     return replace(carried, moved=moved)
 
 
@@ -179,6 +177,13 @@ def _fits(kind: str, value: Tensor, parameter: Tensor) -> bool:
 def learning_rates(states: Iterable[Mapping[str, Any]]) -> list[float]:
     """The learning rate of every parameter group in some optimizer state dicts (or optimizers), in order."""
     return [float(group["lr"]) for state in states for group in state["param_groups"] if "lr" in group]
+
+
+def _find_classes(checkpoint: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> list[tuple[str, str]]:
+    """For every optimizer its class in the checkpoint (the config's where none is recorded) and in the config."""
+    built = [type(optimizer).__name__ for optimizer in optimizers]
+    recorded = find_record(checkpoint).get("optimizer_classes", [])
+    return list(zip([*recorded, *built[len(recorded) :]], built, strict=False))
 
 
 def _find_names(checkpoint: Mapping[str, Any], states: Sequence[Any], order: Sequence[str]) -> list[list[list[str]]]:
@@ -282,54 +287,3 @@ def _fill_second_moment(moment: Tensor, new: Tensor) -> Tensor:
             mean = (flat * weight).sum(axis, keepdim=True) / count.clamp(min=1)
             fill = torch.where(count > 0, mean, fill)
     return torch.where(new, fill.reshape(moment.shape), moment)
-
-
-def _keep_groups(template: dict[str, Any], old: Mapping[str, Any], only_scheduled: bool) -> None:
-    for new_group, old_group in zip(template["param_groups"], old["param_groups"], strict=True):
-        kept = set(SCHEDULED if only_scheduled else old_group) - {"params", "param_names"}
-        kept |= {"momentum", "betas"} & old_group.keys() if "max_momentum" in old_group else set()
-        new_group.update({key: old_group[key] for key in kept if key in old_group})
-
-
-def _check_schedule(
-    checkpoint: Mapping[str, Any],
-    states: Sequence[Mapping[str, Any]],
-    optimizers: Sequence[Optimizer],
-    schedulers: Sequence[Any] | None,
-    optimizer: Choice,
-) -> None:
-    """A schedule can go on only in the groups, with the scheduler and from the base rate it was made for."""
-    saved = list(checkpoint.get("lr_schedulers") or [])
-    refused = []
-    for what, had, has in [
-        ("optimizers", len(states), len(optimizers)),
-        ("schedulers", len(saved), len(saved if schedulers is None else schedulers)),
-        *(
-            ("parameter groups", len(old["param_groups"]), len(new.param_groups))
-            for old, new in zip(states, optimizers, strict=False)
-        ),
-    ]:
-        if had != has:
-            refused.append(f"the checkpoint has {had} {what}, the config builds {has}")
-    for state, scheduler in zip(saved, schedulers or (), strict=False):
-        if state.keys() != scheduler.state_dict().keys():
-            refused.append(f"the checkpoint's scheduler is not the {type(scheduler).__name__} that the config builds")
-    if optimizer == "reset" and not refused:
-        refused += _differing_rates(states, optimizers, bool(saved))
-    if refused:
-        way_out = "Pass scheduler='reset' (and optimizer='reset') to start the config's schedule."
-        raise RefusedGrowth([f"the schedule cannot be kept: {reason}. {way_out}" for reason in refused])
-
-
-def _differing_rates(
-    states: Sequence[Mapping[str, Any]], optimizers: Sequence[Optimizer], scheduled: bool
-) -> list[str]:
-    refused = []
-    for old, new in zip(states, optimizers, strict=True):
-        for old_group, new_group in zip(old["param_groups"], new.param_groups, strict=True):
-            if scheduled and "initial_lr" not in old_group:  # ReduceLROnPlateau forgets where it began
-                continue
-            had, has = (float(group.get("initial_lr", group["lr"])) for group in (old_group, new_group))
-            if had != has:
-                refused.append(f"it runs from the learning rate {had:g}, the config's fresh optimizer from {has:g}")
-    return refused
