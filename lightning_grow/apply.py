@@ -220,6 +220,15 @@ def move_state(item: TensorPlan, tensor: Tensor, power: float) -> Tensor | None:
     return moved.masked_fill_(item.new_entries().to(moved.device), 0)
 
 
+def move_copy(item: TensorPlan, tensor: Tensor, grown: Tensor, strategy: Strategy) -> Tensor | None:
+    """Move another copy of a weight; see `GrowthPlan.move_copy`."""
+    if tuple(tensor.shape) != item.source_shape:
+        return None
+    moved = torch.empty_like(grown, dtype=tensor.dtype, device=tensor.device)
+    _write_tensor(item, tensor, grown.to(moved), moved, strategy, torch.Generator())
+    return torch.where(item.new_entries().to(moved.device), grown.to(moved), moved)
+
+
 def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:
     """Count what became of one tensor."""
     copied = new = zeroed = 0

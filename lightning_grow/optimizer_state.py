@@ -37,6 +37,9 @@ POWERS: dict[str, int] = {
 EXCEPTIONS: dict[tuple[str, str], int] = {("RMSprop", "momentum_buffer"): 0}  # holds g / sqrt(v)
 """Kinds that mean something else in one optimizer."""
 
+COPIES: tuple[tuple[str, str], ...] = (("ASGD", "ax"),)
+"""Kinds that follow the weight itself, in one optimizer: averages of it."""
+
 FACTORED = (("row_var", "col_var"), ("exp_avg_sq_row", "exp_avg_sq_col"))
 """Means of squared gradients over columns and over rows: Adafactor in torch, and in transformers."""
 
@@ -89,7 +92,7 @@ def carry_optimizers(
     """Rewrite the checkpoint's optimizer and scheduler states for the optimizers of the grown module.
 
     Args:
-        checkpoint: Where the old states are read from; not changed.
+        checkpoint: Where the old states are read from, with the new weights; not changed.
         module: The grown module.
         optimizers: Its optimizers, as the current config builds them.
         schedulers: Its schedulers, likewise; None where they are not built, and kept ones are not compared.
@@ -116,7 +119,7 @@ def carry_optimizers(
     if scheduler == "keep":
         sources = [[[_source_name(plan, name) for name in group] for group in groups] for groups in own_names]
         schedules = keep_schedules(checkpoint, templates, optimizers, schedulers, names, sources, only_rates=fresh)
-    carried = CarriedState(templates, schedules)
+    carried, weights = CarriedState(templates, schedules), _find_weights(checkpoint)
     moved = 0
     for index, template in enumerate(templates if optimizer != "reset" else ()):
         had, has = _find_classes(checkpoint, optimizers)[index]
@@ -126,7 +129,7 @@ def carry_optimizers(
         old = _by_name(states[index], names[index])
         for position, name in enumerate(chain.from_iterable(own_names[index])):
             own = old.get(_source_name(plan, name))
-            if own and (state := _move_state(name, own, plan, has, optimizer, carried)):
+            if own and (state := _move_state(name, own, weights[name], plan, has, optimizer, carried)):
                 template["state"][position] = state
                 moved += 1
     check_shapes(templates, optimizers, module)
@@ -206,6 +209,12 @@ def _find_names(checkpoint: Mapping[str, Any], states: Sequence[Any], order: Seq
     return found
 
 
+def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that the optimizers step: not an average that the checkpoint has in their place."""
+    weights = checkpoint.get("current_model_state") or checkpoint["state_dict"]
+    return {strip_compiled(name): tensor for name, tensor in weights.items()}
+
+
 def _source_name(plan: GrowthPlan, name: str) -> str:
     item = plan.tensors.get(name)
     return (item and item.source_name) or ""
@@ -218,7 +227,13 @@ def _by_name(state: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[s
 
 
 def _move_state(
-    name: str, old: Mapping[str, Any], plan: GrowthPlan, optimizer: str, choice: Choice, carried: CarriedState
+    name: str,
+    old: Mapping[str, Any],
+    weight: Tensor,
+    plan: GrowthPlan,
+    optimizer: str,
+    choice: Choice,
+    carried: CarriedState,
 ) -> dict[str, Any]:
     """A parameter's whole state in the target's shape, or none of it: half a state breaks an optimizer."""
     item = plan.tensors[name]
@@ -230,8 +245,7 @@ def _move_state(
         if _is_single(value):
             moved[kind] = value.clone() if isinstance(value, Tensor) else value
             continue
-        power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind)) if isinstance(value, Tensor) else None
-        tensor = None if power is None else plan.move(name, value, power)
+        tensor = _move_kind(name, kind, value, weight, plan, optimizer) if isinstance(value, Tensor) else None
         if tensor is None:
             carried.fresh.append(f"{name}: no rule moves the state {kind!r} of {optimizer}")
             return {}
@@ -244,6 +258,13 @@ def _move_state(
         pace = factor ** (-2 if optimizer in LINEAR else -1)
         carried.paced.append(f"{name}: its weights are {factor:.3g} times as large, so steps count {pace:.3g} times")
     return _factor_again(moved, old)
+
+
+def _move_kind(name: str, kind: str, value: Tensor, weight: Tensor, plan: GrowthPlan, optimizer: str) -> Tensor | None:
+    if (optimizer, kind) in COPIES:
+        return plan.move_copy(name, value, weight)
+    power = EXCEPTIONS.get((optimizer, kind), POWERS.get(kind))
+    return None if power is None else plan.move(name, value, power)
 
 
 def _is_single(value: Any) -> bool:

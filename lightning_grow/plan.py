@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from lightning_grow.apply import empty_state, move_state, write_state
+from lightning_grow.apply import empty_state, move_copy, move_state, write_state
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.report import as_text
 from lightning_grow.strategies.base import Strategy
@@ -117,6 +117,19 @@ class GrowthPlan:
             that go on keep their values, and these are approximate.
         """
         return move_state(self.tensors[name], tensor, power)
+
+    def move_copy(self, name: str, tensor: Tensor, grown: Tensor) -> Tensor | None:
+        """Move another copy of a weight, an average of it, say.
+
+        Args:
+            name: The target parameter.
+            tensor: The copy, in the source parameter's shape.
+            grown: The parameter itself, grown by this plan: the copy's new entries are its own.
+
+        Returns:
+            A tensor of the target's shape; None where the copy has another shape than the source's parameter.
+        """
+        return move_copy(self.tensors[name], tensor, grown, self.strategy)
 
     def __rich__(self) -> Table:
         """Return the plan as a table: the unit groups, then the refusals."""

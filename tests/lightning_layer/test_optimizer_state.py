@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "RAdam": lambda parameters: optim.RAdam(parameters, lr=0.01),
     "Adadelta": lambda parameters: optim.Adadelta(parameters, lr=1.0),
     "Rprop": lambda parameters: optim.Rprop(parameters, lr=0.01),
+    "ASGD": lambda parameters: optim.ASGD(parameters, lr=0.1, t0=3),
 }
 
 
@@ -59,6 +60,7 @@ def grown(net, hidden=(10,), strategy="preserve"):
 
 
 def carry(checkpoint, target, built, plan, order=ORDER, **choices) -> CarriedState:
+    checkpoint = {**checkpoint, "state_dict": target.state_dict()}
     choices = {"optimizer": "transfer", "scheduler": "keep", **choices}
     return carry_optimizers(checkpoint, target, [built], [], plan, order, **choices)
 
@@ -79,6 +81,20 @@ def test_with_its_moments_moved_the_source_goes_on_as_if_never_grown(make):
     train(target, bigger, 1)
     for (name, small), large in zip(net.named_parameters(), target.parameters(), strict=True):
         torch.testing.assert_close(source_block(large, small), small, rtol=1e-12, atol=1e-14, msg=name)
+        for kind, old in optimizer.state[small].items():
+            if torch.is_tensor(old) and old.dim():  # torch loads single numbers in the parameter's type
+                new = source_block(bigger.state[large][kind], old)
+                torch.testing.assert_close(new, old, rtol=1e-12, atol=1e-14, msg=f"{name} {kind}")
+
+
+def test_an_average_of_the_weights_begins_at_new_ones():
+    net, _, checkpoint = trained(OPTIMIZERS["ASGD"])
+    target, plan = grown(net)
+    carried = carry(checkpoint, target, OPTIMIZERS["ASGD"](target.parameters()), plan)
+    states = carried.optimizer_states[0]["state"].values()
+    for (name, large), state in zip(target.named_parameters(), states, strict=True):
+        new = plan.new_entries(name)
+        assert torch.equal(state["ax"][new], large[new])
 
 
 OVERSHOOTING = {
@@ -452,6 +468,7 @@ def test_a_kept_schedule_goes_on_exactly(schedule, optimizer):
     target, plan = grown(small.net)
     bigger = make(target)
     resumed = schedule(bigger)
+    states["state_dict"] = target.state_dict()
     carried = carry_optimizers(states, target, [bigger], [resumed], plan, ORDER, optimizer=optimizer, scheduler="keep")
     bigger.load_state_dict(carried.optimizer_states[0])
     resumed.load_state_dict(carried.lr_schedulers[0])
@@ -517,6 +534,7 @@ def test_each_of_several_optimizers_gets_its_own_moments():
     checkpoint = {"optimizer_states": [item.state_dict() for item in optimizers], "lr_schedulers": [], **record}
     target, plan = grown(net)
     bigger = make(target)
+    checkpoint["state_dict"] = target.state_dict()
     carried = carry_optimizers(checkpoint, target, bigger, [], plan, ORDER, optimizer="transfer", scheduler="keep")
     assert carried.moved == 4
     for optimizer, state in zip(bigger, carried.optimizer_states, strict=True):

@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "Adadelta": {"lr": 1.0},
     "Adafactor": {"lr": 0.05},
     "Rprop": {"lr": 0.01},
+    "ASGD": {"lr": 0.05, "t0": 3},
 }
 
 

@@ -79,7 +79,14 @@ def resume(small, checkpoint, hidden, make_groups, schedule, choice):
     optimizer = optim.Adam(make_groups(target))
     scheduler = schedule(optimizer)
     carried = carry_optimizers(
-        checkpoint, target, [optimizer], [scheduler], plan, [], optimizer=choice, scheduler="keep"
+        checkpoint | {"state_dict": target.state_dict()},
+        target,
+        [optimizer],
+        [scheduler],
+        plan,
+        [],
+        optimizer=choice,
+        scheduler="keep",
     )
     optimizer.load_state_dict(carried.optimizer_states[0])
     scheduler.load_state_dict(carried.lr_schedulers[0])
