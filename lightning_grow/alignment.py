@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_grow.axes import unify
 from lightning_grow.depth import match_names
 from lightning_grow.pairing import Pairing, pair_traces
 from lightning_grow.roles import Roles, find_roles
@@ -25,6 +26,7 @@ class Alignment:
         renamed: Target name -> source name, for every tensor that both have.
         pairing: Which atoms are which.
         roles: Which dimensions of the target's parameters are read and written.
+        beside: Buffers that no traced operator uses -> the one of their module whose axes they have.
     """
 
     source: Trace
@@ -32,6 +34,7 @@ class Alignment:
     renamed: dict[str, str]
     pairing: Pairing
     roles: Roles
+    beside: dict[str, str]
 
 
 def align(
@@ -57,7 +60,26 @@ def align(
     """
     old, new = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
     renamed = match_names(_shapes(source), _shapes(target), rename)
-    return Alignment(old, new, renamed, pair_traces(old, new, renamed), find_roles(new))
+    beside = _join_idle_buffers(old, new, renamed)
+    return Alignment(old, new, renamed, pair_traces(old, new, renamed), find_roles(new), beside)
+
+
+def _join_idle_buffers(source: Trace, target: Trace, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Give a buffer that no forward uses (a normaliser's counts) the axes of its module's buffers of the same sizes."""
+    used = target.used()
+    buffers = {name: value for name, value in target.tensors.items() if not value.trained and name in renamed}
+
+    def sizes(name: str) -> tuple[object, ...]:
+        pair = source.tensors[renamed[name]], target.tensors[name]
+        return name.rpartition(".")[0], *(tuple(axis.size for axis in value.axes) for value in pair)
+
+    known = {sizes(name): name for name, value in buffers.items() if value in used}
+    beside = {name: known[sizes(name)] for name, value in buffers.items() if value not in used and sizes(name) in known}
+    for name, other in beside.items():
+        for trace_of, names in ((source, (renamed[name], renamed[other])), (target, (name, other))):
+            for first, second in zip(*(trace_of.tensors[item].axes for item in names), strict=True):
+                unify(first, second)
+    return {name: other for name, other in beside.items() if target.tensors[name].axes}
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ def find_copies(target: nn.Module, both: Alignment) -> dict[str, str]:
     Returns:
         The copy's name -> the original's.
     """
-    used = {value for node in both.target.nodes for value in node.tensors()} | set(both.target.outputs)
+    used = both.target.used()
     names = [name.replace("_orig_mod.", "") for name in target.state_dict()]
     values = {name: both.target.tensors[name] for name in names if name in both.target.tensors}
     idle = {name for name, value in values.items() if value not in used}

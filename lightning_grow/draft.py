@@ -20,6 +20,7 @@ from lightning_grow.interpret import Choice, State, interpret, number_variable
 from lightning_grow.maps import UnitMap, axis_map, unit_index
 from lightning_grow.meanings import Normalize
 from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
+from lightning_grow.notes import name_copies, name_idle_buffers, name_shared_counts
 from lightning_grow.plan import GrowthPlan, UnitGroup
 from lightning_grow.scale import Scale, Variable, solve, variable
 from lightning_grow.strategies.base import Strategy
@@ -65,7 +66,7 @@ def make_plan(
         refused=tuple(refused),
         impossible=tuple(impossible),
         lost=tuple(lost),
-        notes=tuple(_name_copies(copies)),
+        notes=(*name_copies(copies), *name_idle_buffers(both, copies), *name_shared_counts(both)),
         attributes=draft.attributes(),
         lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
@@ -325,14 +326,6 @@ def _name_dropped(names: list[str]) -> list[str]:
         return []
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return [f"{len(names)} inputs are dropped as drop_inputs asks ({shown}): the outputs change."]
-
-
-def _name_copies(copies: Mapping[str, str]) -> list[str]:
-    """Say once per module what its tensors copy."""
-    pairs = {
-        (copy.rpartition(".")[0] or copy, original.rpartition(".")[0] or original) for copy, original in copies.items()
-    }
-    return [f"No forward runs '{copy}': it grows as '{original}', which it copies." for copy, original in sorted(pairs)]
 
 
 def _broken(reason: str) -> str:

@@ -99,8 +99,8 @@ def _untied(both: Alignment) -> list[str]:
 
 
 def _unused(target: nn.Module, both: Alignment, copies: Collection[str]) -> list[str]:
-    saved = set(saved_names(target)) - set(copies)
-    used = {value for node in both.target.nodes for value in node.tensors()} | set(both.target.outputs)
+    saved = set(saved_names(target)) - set(copies) - both.beside.keys()
+    used = both.target.used()
     values = {name: both.target.tensors[name] for name in both.renamed if name in saved}
     return [
         f"'{name}' grows but no traced operator uses it, so what its axes mean is unknown. Pass forward= a callable "

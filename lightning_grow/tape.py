@@ -77,6 +77,10 @@ class Trace:
     outputs: list[Value] = field(default_factory=list)
     lowest_dtype: torch.dtype = torch.float64
 
+    def used(self) -> set[Value]:
+        """The values that some operator takes, or that are returned."""
+        return {value for node in self.nodes for value in node.tensors()} | set(self.outputs)
+
 
 def operator_name(op: torch._ops.OpOverload) -> str:
     """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.

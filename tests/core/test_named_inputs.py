@@ -108,6 +108,30 @@ def test_without_leave_an_input_that_is_gone_is_refused_and_nothing_changes():
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
+class Counted(Named):
+    """The same, behind a normaliser that counts what it has seen."""
+
+    def __init__(self, names, width=8, count=()):
+        super().__init__(names, width)
+        self.register_buffer("count", torch.full(count, 1e6))
+
+
+@pytest.mark.parametrize(("counts", "said"), [(((), ()), True), (((3,), (4,)), False)], ids=["one", "of its own"])
+def test_one_count_for_old_and_new_statistics_is_said(counts, said):
+    source, target = (Counted(names, 8, count) for names, count in zip((OLD, ["new", *OLD]), counts, strict=True))
+    source.count.mul_(2)
+    notes = grow(source, target, allow_input_growth=True).notes
+    assert any("'count' is one count for all inputs" in note and "(mean, var)" in note for note in notes) == said
+    assert any("No forward uses the buffer 'count': it grows as" in note for note in notes) != said
+    assert target.count.tolist() == (2e6 if said else [1e6, 2e6, 2e6, 2e6])
+
+
+def test_an_unused_buffer_beside_none_of_its_sizes_is_refused():
+    source, target = (Counted(names, 8, (size,)) for names, size in ((OLD, 5), ([*OLD, "new"], 6)))
+    with pytest.raises(RefusedGrowth, match="'count' grows but no traced operator uses it"):
+        grow(source, target, allow_input_growth=True)
+
+
 def test_dropping_needs_names():
     source, target = trained(OLD), make(["price", "trend"])
     source.input_names = None
