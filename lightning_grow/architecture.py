@@ -3,8 +3,10 @@
 import inspect
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -253,7 +255,32 @@ def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
             f"{expected.get(name, 'absent')} in the module. Hyperparameters that load_from_checkpoint(...) overwrites "
             f"are lost for files written without GrowableMixin. {WAYS_OUT}"
         )
+    tied = _find_tied(module)
+    for first, *others in tied:
+        if apart := [name for name in others if first in state and not torch.equal(state[name], state[first])]:
+            raise RefusedGrowth(
+                f"'{apart[0]}' and '{first}' are one tensor in the module built from the checkpoint's hyperparameters, "
+                f"and two different ones in the checkpoint. {WAYS_OUT}"
+            )
     module.load_state_dict(state, assign=True)
+    for first, *others in tied:  # assigned name by name, they have come apart
+        for name in others:
+            setattr(*_owner(module, name), getattr(*_owner(module, first)))
+
+
+def _find_tied(module: nn.Module) -> list[list[str]]:
+    """The names of every parameter and buffer that has several."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    ):
+        names[id(tensor)].append(name)
+    return [found for found in names.values() if len(found) > 1]
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute
 
 
 def _has_meta_tensors(module: nn.Module) -> bool:

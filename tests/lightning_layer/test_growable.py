@@ -7,6 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_net, make_trainer, outputs, train_small, weights
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_grow.callbacks import ArchTransfer
 from lightning_grow.errors import RefusedGrowth
@@ -218,3 +219,57 @@ def test_changed_attributes_are_set_again_and_saved_again(tmp_path):
     fit(module, tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3).save_checkpoint(tmp_path / "next.ckpt")
     assert module.norm.eps == 0.25
     assert read(tmp_path / "next.ckpt")["lightning_grow"]["attributes"] == {"norm.eps": 0.25}
+
+
+class Tied(GrowableMixin, L.LightningModule):
+    """A language model whose head is its embedding."""
+
+    def __init__(self, width=6, learning_rate=1e-2):
+        super().__init__()
+        self.save_hyperparameters()
+        self.embedding, self.middle = nn.Embedding(11, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 11, bias=False)
+        self.head.weight = self.embedding.weight
+        self.example_input_array = torch.arange(10).reshape(2, 5)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.middle(self.embedding(tokens))))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch).transpose(1, 2), batch)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=self.hparams.learning_rate)
+
+
+TOKENS = DataLoader(torch.arange(80).reshape(16, 5) % 11, batch_size=2)
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """A tied model and its checkpoint after 8 steps."""
+    L.seed_everything(0, verbose=False)
+    small, trainer = Tied(), make_trainer(tmp_path, ArchTransfer(), max_epochs=1)
+    trainer.fit(small, TOKENS)
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    return small, tmp_path / "small.ckpt"
+
+
+@pytest.mark.parametrize("choice", ["reset", "transfer"])
+@pytest.mark.parametrize("size", [{"width": 9}, {"learning_rate": 1e-3}], ids=["bigger", "as big"])
+def test_tied_weights_stay_tied(tmp_path, tied, size, choice):
+    small, path = tied
+    big = Tied(**size)
+    callback = ArchTransfer(optimizer=choice, scheduler="reset")
+    make_trainer(tmp_path, callback, max_epochs=2).fit(big, TOKENS, ckpt_path=path)
+    assert big.head.weight is big.embedding.weight
+    torch.testing.assert_close(outputs(Tied.load_from_checkpoint(path, **size)), outputs(small), **CLOSE)
+
+
+def test_two_tensors_do_not_become_one(tied):
+    _, path = tied
+    checkpoint = read(path)
+    checkpoint["state_dict"]["head.weight"] = checkpoint["state_dict"]["head.weight"] + 1
+    torch.save(checkpoint, path)
+    with pytest.raises(RefusedGrowth, match=r"'head\.weight' and 'embedding\.weight' are one tensor .* two different"):
+        Tied.load_from_checkpoint(path, width=9)
