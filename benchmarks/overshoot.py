@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
-from lightning_grow.optimizer_state import AVERAGED_SQUARES, carry_optimizers
+from lightning_grow.moments import AVERAGED_SQUARES
+from lightning_grow.optimizer_state import carry_optimizers
 from lightning_grow.transfer import transfer
 from lightning_grow.warmup import Warmup
 
@@ -68,10 +69,8 @@ def largest_steps(make: Callable[[Any], optim.Optimizer], way: str, seed: int) -
     done = transfer(small, large, example_inputs=(next(data)[0],))
     large.load_state_dict(done.state_dict)
     bigger = make(large.parameters())
-    names = [name for name, _ in small.named_parameters()]
-    carried = carry_optimizers(
-        {"optimizer_states": [optimizer.state_dict()]}, large, [bigger], [], done.plan, names, optimizer="asymmetric"
-    )
+    checkpoint = {"optimizer_states": [optimizer.state_dict()], "state_dict": large.state_dict()}
+    carried = carry_optimizers(checkpoint, large, [bigger], [], done.plan, optimizer="asymmetric")
     bigger.load_state_dict(carried.optimizer_states[0])
     new = {parameter: done.plan.new_entries(name) for name, parameter in large.named_parameters()}
     if way == "zeros":

@@ -29,13 +29,16 @@ WAYS_OUT = (
 )
 
 
-def record_architecture(checkpoint: dict[str, Any], module: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+def record_architecture(
+    checkpoint: dict[str, Any], module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()
+) -> None:
     """Write under our key what a later, bigger resume must know: plain types only.
 
     Args:
         checkpoint: The checkpoint being saved, changed in place.
         module: The module it belongs to.
         optimizers: Its optimizers; the names of their parameters are recorded group by group.
+        schedulers: Its learning-rate schedulers; what they are is recorded.
     """
     optimizers = list(optimizers)
     record = {
@@ -44,6 +47,7 @@ def record_architecture(checkpoint: dict[str, Any], module: nn.Module, optimizer
         "shapes": {name: list(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()},
         "optimizers": [find_param_names(module, optimizer) for optimizer in optimizers],
         "optimizer_classes": [type(optimizer).__name__ for optimizer in optimizers],
+        "schedulers": list(map(scheduler_kind, schedulers)),
     }
     ours = {"version": 1, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {})}
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **{key: value for key, value in ours.items() if value}}
@@ -73,6 +77,18 @@ def find_param_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]
     """The parameter names of each group, in the optimizer's order; "" for a tensor that is not in the module."""
     names = {id(parameter): strip_compiled(name) for name, parameter in module.named_parameters()}
     return [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def scheduler_kind(scheduler: Any) -> str:
+    """A scheduler's class, and the classes of the schedulers within it.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)])
+    >>> constant = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    >>> scheduler_kind(torch.optim.lr_scheduler.ChainedScheduler([constant]))
+    'ChainedScheduler(ConstantLR)'
+    """
+    within = ", ".join(map(scheduler_kind, getattr(scheduler, "_schedulers", ())))
+    return type(scheduler).__name__ + (f"({within})" if within else "")
 
 
 def find_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

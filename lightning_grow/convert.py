@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,12 @@ from lightning_grow.architecture import (
 )
 from lightning_grow.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, carry_optimizers
+from lightning_grow.optimizer_state import carry_optimizers
 from lightning_grow.plan import refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.transfer import Transfer, plan_growth, transfer
+from lightning_grow.warmup import end_warmup
 
 MARK = "lightning_grow_is_handled"
 """In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
@@ -43,34 +44,10 @@ class Growth:
     Args:
         transfer: The new weights, their report, and the plan that moves every other copy.
         differing: Each hyperparameter that differs, as (the checkpoint's, the config's).
-        source_order: The names of the source's trainable parameters, in its order.
     """
 
     transfer: Transfer
     differing: dict[str, tuple[Any, Any]]
-    source_order: list[str]
-
-    def carry_optimizers(
-        self,
-        checkpoint: Mapping[str, Any],
-        module: nn.Module,
-        optimizers: Sequence[Optimizer],
-        schedulers: Sequence[Any] | None,
-        *,
-        optimizer: Choice,
-        scheduler: Schedule,
-    ) -> CarriedState:
-        """The optimizer and scheduler states to load after this growth; see `optimizer_state.carry_optimizers`."""
-        return carry_optimizers(
-            checkpoint,
-            module,
-            optimizers,
-            schedulers,
-            self.transfer.plan,
-            self.source_order,
-            optimizer=optimizer,
-            scheduler=scheduler,
-        )
 
 
 def convert_checkpoint(
@@ -83,7 +60,7 @@ def convert_checkpoint(
     example_inputs: Any = None,
     forward: Callable[..., Any] | None = None,
     rename: Mapping[str, str] | None = None,
-    optimizer: Choice = "reset",
+    optimizer: Literal["reset", "transfer"] = "reset",
     allow_input_growth: bool = False,
     allow_output_growth: bool = False,
     allow_attribute_changes: bool = False,
@@ -111,9 +88,9 @@ def convert_checkpoint(
         forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
         rename: Target names to source names, where they cannot be matched in order.
         optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
-            "transfer" and "asymmetric" move the moments, as in `ArchTransfer`, and keep the
-            schedules: `target.configure_optimizers` must run without a Trainer. Sharded strategies only resume files
-            that hold optimizer states.
+            "transfer" moves the moments, as in `ArchTransfer`, and keeps the schedules:
+            `target.configure_optimizers` must run without a Trainer. Sharded strategies only resume files that hold
+            optimizer states.
         allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
         allow_output_growth: See `grow`.
         allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
@@ -131,7 +108,13 @@ def convert_checkpoint(
     Raises:
         CheckpointError: The file cannot be read, or its weights are not finite.
         RefusedGrowth: The growth cannot be done, or `out` is `path`; nothing was written.
+        ValueError: `optimizer` is neither of the two.
     """
+    if optimizer not in ("reset", "transfer"):
+        raise ValueError(
+            f"Expected optimizer to be 'reset' or 'transfer', but got {optimizer!r}. What 'asymmetric' does happens "
+            "while a run goes on: use ArchTransfer(optimizer='asymmetric') in trainer.fit."
+        )
     if Path(out).resolve() == Path(path).resolve():
         raise RefusedGrowth(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
@@ -160,14 +143,8 @@ def convert_checkpoint(
     )
     assert growth is not None  # even_if_equal
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
-    carried = growth.carry_optimizers(
-        checkpoint,
-        target,
-        optimizers,
-        None,
-        optimizer=optimizer,
-        scheduler="reset" if optimizer == "reset" else "keep",
-    )
+    choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
+    carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
     checkpoint.pop("hparams_type", None)
@@ -217,14 +194,14 @@ def grow_checkpoint(
     with untouched_rng(), _describing_inputs(checkpoint, target):
         result = transfer(module, target, **options)
     copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
-    order = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     checkpoint["state_dict"] = {**result.state_dict, **extra}
     for holder, key, grown in copies:
         holder[key] = grown
-    record = {key: value for key, value in checkpoint.get(KEY, {}).items() if key != "pending"}
+    record = dict(checkpoint.get(KEY, {}))
+    end_warmup(checkpoint, record.pop("pending", {}).get("new_entries", {}))
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
-    return Growth(result, differing, order)
+    return Growth(result, differing)
 
 
 @contextmanager

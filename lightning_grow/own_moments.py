@@ -1,11 +1,14 @@
 """New entries of a tensor whose Adam moments begin at 0, under the step count of the old ones."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
+
+FIRST, SECOND = ("exp_avg",), ("exp_avg_sq", "max_exp_avg_sq")
 
 
 class OwnMoments:
@@ -18,46 +21,77 @@ class OwnMoments:
     Args:
         optimizer: Any optimizer; only Adam and its subclasses (AdamW) are touched.
         new: For each parameter, where its entries are new.
+        begun: The step count of each tensor when its new entries began, by the parameter's number in the optimizer;
+            filled by `forget`, and given back after a resume.
 
     References: Kingma and Ba, "Adam" (2015), section 3.
     """
 
-    def __init__(self, optimizer: Optimizer, new: Mapping[Tensor, Tensor]) -> None:
-        self.optimizer, self.new = optimizer, new
+    def __init__(self, optimizer: Optimizer, new: Mapping[Tensor, Tensor], begun: MutableMapping[int, float]) -> None:
+        self.optimizer, self.new, self.begun = optimizer, new, begun
         groups = optimizer.param_groups if isinstance(optimizer, Adam) else []
-        self.betas = {
-            parameter: group["betas"] for group in groups for parameter in group["params"] if parameter in new
-        }
+        homes = [(parameter, group) for group, item in enumerate(groups) for parameter in item["params"]]
+        self.numbers = {parameter: number for number, (parameter, _) in enumerate(homes) if parameter in new}
+        self.groups = dict(homes)
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Set the moments of new entries to 0."""
-        for parameter in self.betas:
-            for kind, value in self.optimizer.state[parameter].items():
-                if kind.startswith(("exp_avg", "max_exp_avg")):
-                    value[self.new[parameter]] = 0
+        """Set the moments of new entries to 0; from here on they count their own steps."""
+        for parameter, number in self.numbers.items():
+            state = self.optimizer.state[parameter]
+            self.begun[number] = float(state.get("step", 0.0))
+            for kind in {*FIRST, *SECOND} & state.keys():
+                state[kind][self.new[parameter]] = 0
 
-    def correction(self, parameter: Tensor, count: int) -> float:
-        """The factor on the steps of new entries after `count` steps of their own; 1 where the tensor is new itself."""
-        if parameter not in self.betas:
+    def correction(self, parameter: Tensor) -> float:
+        """The factor on the last step of new entries; 1 where the tensor is new itself, or has not stepped."""
+        state = self.optimizer.state.get(parameter, {})
+        if parameter not in self.numbers or not state:
             return 1.0
-        (first, second), (own_first, own_second) = self._biases(parameter, count)
-        return math.sqrt(own_second / second) * first / own_first
+        first, second = corrections(float(state["step"]), self.begun[self.numbers[parameter]], self._betas(parameter))
+        return first / math.sqrt(second)
 
     @torch.no_grad()
-    def settle(self, count: int) -> None:
+    def settle(self) -> None:
         """Give the moments of new entries the size that needs no correction under the tensor's step count."""
-        for parameter in self.betas:
-            (first, second), (own_first, own_second) = self._biases(parameter, count)
-            for kind, value in self.optimizer.state[parameter].items():
-                if kind.startswith(("exp_avg", "max_exp_avg")):
-                    value[self.new[parameter]] *= second / own_second if kind.endswith("_sq") else first / own_first
+        for parameter, number in self.numbers.items():
+            state = self.optimizer.state[parameter]
+            settled = settle_moments(state, self.new[parameter], self.begun[number], self._betas(parameter))
+            for kind, moment in settled.items():
+                state[kind].copy_(moment)
 
-    def _biases(self, parameter: Tensor, count: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """1 - beta ** steps, of the tensor and of its new entries."""
-        step = float(self.optimizer.state[parameter]["step"]) if self.optimizer.state[parameter] else count
-        steps = max(step, 1), max(1, min(count, step))
-        (first, second), (own_first, own_second) = (
-            tuple(1 - float(beta) ** number for beta in self.betas[parameter]) for number in steps
-        )
-        return (first, second), (own_first, own_second)
+    def _betas(self, parameter: Tensor) -> tuple[float, float]:
+        """Those in force: a load or a scheduler may have changed them."""
+        first, second = self.optimizer.param_groups[self.groups[parameter]]["betas"]
+        return float(first), float(second)
+
+
+def corrections(step: float, begun: float, betas: tuple[float, float]) -> tuple[float, float]:
+    """What the first and second moments of entries that began later are to be multiplied by.
+
+    Args:
+        step: The tensor's step count.
+        begun: Its step count when the entries began.
+        betas: Adam's.
+
+    >>> corrections(10.0, 0.0, (0.9, 0.999))
+    (1.0, 1.0)
+    """
+    own = max(step - begun, 1.0)
+    first, second = ((1 - beta ** max(step, 1.0)) / (1 - beta**own) for beta in betas)
+    return first, second
+
+
+def settle_moments(
+    state: Mapping[str, Any], new: Tensor, begun: float, betas: tuple[float, float]
+) -> dict[str, Tensor]:
+    """Adam's moments with those of later entries corrected, so that the tensor's step count fits all of them."""
+    if "step" not in state:
+        return {}
+    first, second = corrections(float(state["step"]), begun, betas)
+    factors = {**dict.fromkeys(FIRST, first), **dict.fromkeys(SECOND, second)}
+    return {
+        kind: torch.where(new.to(state[kind].device), state[kind] * factor, state[kind])
+        for kind, factor in factors.items()
+        if kind in state
+    }

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch.optim import Optimizer
 
+from lightning_grow.architecture import find_record, scheduler_kind
 from lightning_grow.errors import RefusedGrowth
 
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -49,12 +51,13 @@ def keep_schedules(
     """
     states, schedules = checkpoint["optimizer_states"], list(checkpoint.get("lr_schedulers") or [])
     _check_counts("optimizers", states, optimizers)
+    _check_owners(saved, built)
     if schedulers is not None:
         _check_counts("schedulers", schedules, schedulers)
-        _check_kinds(schedules, schedulers)
+        _check_kinds(schedules, find_record(checkpoint).get("schedulers", ()), schedulers)
     numbers = [match_groups(*pair) for pair in zip(saved, built, strict=True)]
     for index, (state, template) in enumerate(zip(states, templates, strict=True)):
-        groups = state["param_groups"], template["param_groups"]
+        groups = state.get("param_groups", ()), template.get("param_groups", ())
         if only_rates[index]:
             _check_rates(*groups, numbers[index], bool(schedules))
         _keep_groups(*groups, numbers[index], schedules, only_rates=only_rates[index])
@@ -151,12 +154,28 @@ def _check_counts(what: str, saved: Sequence[Any], built: Sequence[Any]) -> None
         raise _cannot_keep(f"the checkpoint has {len(saved)} {what}, the config builds {len(built)}")
 
 
-def _check_kinds(saved: Sequence[Mapping[str, Any]], schedulers: Sequence[Any]) -> None:
-    for state, scheduler in zip(saved, schedulers, strict=True):
-        if state.keys() != scheduler.state_dict().keys():
+def _check_owners(saved: Sequence[Groups], built: Sequence[Groups]) -> None:
+    """Every optimizer must have taken its parameters from the one in its place."""
+    homes = {name: at for at, groups in enumerate(saved) for name in chain.from_iterable(groups) if name}
+    for at, groups in enumerate(built):
+        if others := {homes[name] for name in chain.from_iterable(groups) if name in homes} - {at}:
             raise _cannot_keep(
-                f"the checkpoint's scheduler is not the {type(scheduler).__name__} that the config builds"
+                f"optimizer {at} of the config has parameters that optimizer {min(others)} of the checkpoint had"
             )
+
+
+def _check_kinds(saved: Sequence[Mapping[str, Any]], kinds: Sequence[str], schedulers: Sequence[Any]) -> None:
+    for number, (state, scheduler) in enumerate(zip(saved, schedulers, strict=True)):
+        had, has = kinds[number] if number < len(kinds) else "", scheduler_kind(scheduler)
+        if (had and had != has) or _keys(state) != _keys(scheduler.state_dict()):
+            known = f" ({had})" if had else ""
+            raise _cannot_keep(f"the checkpoint's scheduler{known} is not the {has} that the config builds")
+
+
+def _keys(state: Mapping[str, Any]) -> set[str]:
+    """The entries of a scheduler's state, those of schedulers within it included."""
+    within = (f"{at}.{key}" for at, part in enumerate(state.get("_schedulers", ())) for key in _keys(part))
+    return {*state, *within}
 
 
 def _check_rates(

@@ -1,7 +1,9 @@
 """A temporary learning-rate warm-up that lives inside `Optimizer.step`, where no scheduler ever sees it."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -9,11 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_grow.own_moments import OwnMoments
+from lightning_grow.architecture import find_record
+from lightning_grow.own_moments import OwnMoments, settle_moments
 
 Scope = Literal["all", "new", "source"]
 Shape = Literal["linear", "cosine"]
 SETTINGS = ("num_steps", "start_factor", "scope", "shape", "fresh")
+OWNER = "ArchTransfer"
+"""Under which name a checkpoint's callbacks keep the warm-up."""
+HOOKS = "_optimizer_state_dict_post_hooks"
+"""What torch's Optimizer.__init__ gives an optimizer; some wrappers never call it."""
 
 
 class Warmup:
@@ -21,7 +28,8 @@ class Warmup:
 
     Scope "all" multiplies ``group["lr"]`` just before each step and puts the very same value back just after it, so
     schedulers, monitors and checkpoints only ever see the base rate. The other scopes shorten the step of some
-    entries afterwards (scaling their gradients would do nothing under Adam). Each optimizer counts its own steps.
+    entries afterwards (scaling their gradients would do nothing under Adam), as does "all" where a group has no rate
+    (Adafactor's relative steps). Each optimizer counts its own steps.
 
     Args:
         num_steps: Length in optimizer steps; 0 is no warm-up.
@@ -66,6 +74,7 @@ class Warmup:
         self.num_steps, self.start_factor, self.scope, self.shape = num_steps, start_factor, scope, shape
         self.fresh = fresh and scope == "new"
         self.steps: list[int] = []
+        self.begun: list[dict[int, float]] = []  # of `OwnMoments`, one an optimizer
         self._attached: list[_Ramp] = []
 
     def attach(self, optimizers: Sequence[Optimizer], new_entries: Mapping[Tensor, Tensor] | None = None) -> None:
@@ -78,9 +87,17 @@ class Warmup:
         """
         self.detach()
         self.steps = [*self.steps, *[0] * len(optimizers)][: len(optimizers)]
+        self.begun = [*self.begun, *({} for _ in optimizers)][: len(optimizers)]
         masks = dict(new_entries or {})
         for index, optimizer in enumerate(optimizers):
-            if not self.is_over(index):
+            if not hasattr(optimizer, HOOKS):
+                self.steps[index] = self.num_steps
+                warnings.warn(
+                    f"No warm-up: {type(optimizer).__name__} takes no hooks, for it does not call the __init__ of "
+                    "torch.optim.Optimizer. Lower its learning rate for the first steps yourself.",
+                    stacklevel=2,
+                )
+            elif not self.is_over(index):
                 self._attached.append(_Ramp(self, index, optimizer, masks))
 
     def detach(self) -> None:
@@ -113,13 +130,15 @@ class Warmup:
         if self.is_finished:
             return {}
         settings = {key: getattr(self, key) for key in SETTINGS}
-        return {**settings, "steps": list(self.steps)}
+        begun = {"begun": [dict(item) for item in self.begun]} if self.fresh else {}
+        return {**settings, "steps": list(self.steps), **begun}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Warmup":
         """The warm-up that wrote this state, at the step where it was."""
         warmup = cls(**{key: state[key] for key in SETTINGS if key in state})
         warmup.steps = list(state["steps"])
+        warmup.begun = [dict(begun) for begun in state.get("begun", ())]
         return warmup
 
 
@@ -131,8 +150,9 @@ class _Ramp:
         self.rates: list[Any] | None = None  # the base rates, while a step runs
         self.is_open = False  # between the two hooks of one step
         self.held: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, mask, its entries before the step
-        self.masks: dict[Tensor, Tensor] = {} if warmup.scope == "all" else self._find_masks(masks)
-        self.moments = OwnMoments(optimizer, self.masks) if warmup.fresh else None
+        self.by_rate = warmup.scope == "all" and all(group.get("lr") is not None for group in optimizer.param_groups)
+        self.masks: dict[Tensor, Tensor] = {} if self.by_rate else self._find_masks(masks)
+        self.moments = OwnMoments(optimizer, self.masks, warmup.begun[index]) if warmup.fresh else None
         self.handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self.before),
             optimizer.register_step_post_hook(self.after),
@@ -143,7 +163,7 @@ class _Ramp:
         masks = {}
         for parameter in (parameter for group in self.optimizer.param_groups for parameter in group["params"]):
             new = new_entries.get(parameter, torch.zeros_like(parameter, dtype=torch.bool)).to(parameter.device)
-            mask = new if self.warmup.scope == "new" else ~new
+            mask = {"new": new, "source": ~new, "all": torch.ones_like(new)}[self.warmup.scope]
             if mask.any():
                 masks[parameter] = mask
         return masks
@@ -155,7 +175,7 @@ class _Ramp:
         self.is_open, factor = True, self.warmup.factor(self.index)
         if self.moments is not None and self.warmup.steps[self.index] == 0:
             self.moments.forget()
-        if self.warmup.scope == "all":
+        if self.by_rate:
             self.rates = [_scale(group, factor) for group in optimizer.param_groups]
         else:
             self.held = [(parameter, mask, parameter.detach()[mask]) for parameter, mask in self.masks.items()]
@@ -166,12 +186,12 @@ class _Ramp:
             return
         factor, count = self.warmup.factor(self.index), self.warmup.steps[self.index] + 1
         for parameter, mask, old in self.held:
-            share = factor if self.moments is None else factor * self.moments.correction(parameter, count)
+            share = factor if self.moments is None else factor * self.moments.correction(parameter)
             parameter[mask] = torch.lerp(old, parameter[mask], share)
         self.restore()
         self.warmup.steps[self.index] = count  # the hooks stay until detach: torch is iterating over them here
         if self.moments is not None and self.warmup.is_over(self.index):
-            self.moments.settle(count)
+            self.moments.settle()
 
     def show_base_rates(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """A state dict taken while a step runs (or after one raised) holds the base rates, not the scaled ones."""
@@ -201,6 +221,28 @@ def _scale(group: dict[str, Any], factor: float) -> Any:
         return base
     group["lr"] = rate * factor
     return rate
+
+
+def end_warmup(checkpoint: dict[str, Any], new_entries: Mapping[str, Sequence[int]]) -> None:
+    """End the warm-up that a checkpoint is in the middle of, so that another growth may begin its own.
+
+    Args:
+        checkpoint: Changed in place: half-gathered moments get the size they need under their tensor's step count, and
+            the warm-up is gone.
+        new_entries: Which entries are new, by parameter, as `to_runs` writes them.
+    """
+    own = (checkpoint.get("callbacks") or {}).get(OWNER, {})
+    for index, begun in enumerate(own.get("begun", ())):
+        state = checkpoint["optimizer_states"][index]
+        names = list(chain.from_iterable(find_record(checkpoint)["optimizers"][index]))
+        keys = [(key, group["betas"]) for group in state["param_groups"] for key in group["params"]]
+        for number, start in begun.items():
+            key, betas = keys[number]
+            moments = state["state"].get(key, {})
+            new = from_runs(new_entries[names[number]], moments["exp_avg"].shape) if moments else torch.empty(0)
+            moments.update(settle_moments(moments, new, start, betas))
+    for key in (*SETTINGS, "steps", "begun"):
+        own.pop(key, None)
 
 
 def to_runs(mask: Tensor) -> list[int]:

@@ -21,10 +21,17 @@ from lightning_grow.checkpoint import KEY, read_checkpoint
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.new_outputs import NewOutputs
-from lightning_grow.optimizer_state import CarriedState, Choice, Schedule, check_shapes, learning_rates
+from lightning_grow.optimizer_state import (
+    CarriedState,
+    Choice,
+    Schedule,
+    carry_optimizers,
+    check_shapes,
+    learning_rates,
+)
 from lightning_grow.sharded import check_sharded
 from lightning_grow.strategies import Strategy, find_strategy
-from lightning_grow.warmup import Scope, Shape, Warmup, from_runs, to_runs
+from lightning_grow.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
 UNREAD = "the checkpoint"
@@ -122,6 +129,12 @@ class ArchTransfer(Callback):
             "tolerance": tolerance,
             "seed": seed,
         }
+        if optimizer == "asymmetric" and not (self.warmup_scope == "new" and self.num_warmup_steps):
+            raise ValueError(
+                "Expected optimizer='asymmetric' with warmup_scope='new' and num_warmup_steps of 1 or more, in which "
+                f"new entries gather moments of their own, but got {self.warmup_scope!r} and {self.num_warmup_steps}. "
+                "Use optimizer='transfer' for moments that start at the size of the old ones."
+            )
         self._make_warmup()  # a wrong setting is an error here, not hours later
         NewOutputs(new_action_prob, new_log_std)
         self._forget()
@@ -176,14 +189,15 @@ class ArchTransfer(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record the architecture, and which entries are new while that still matters: plain types under our key."""
-        record_architecture(checkpoint, pl_module, trainer.optimizers)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        record_architecture(checkpoint, pl_module, trainer.optimizers, schedulers)
         if self._new_entries and not self._warmup.is_finished:
             checkpoint[KEY]["pending"] = {"new_entries": self._new_entries}
 
     @property
     def state_key(self) -> str:
         """One for all that grow a run: whichever saved the warm-up, the other goes on with it."""
-        return "ArchTransfer"
+        return OWNER
 
     def state_dict(self) -> dict[str, Any]:
         """The warm-up under way; empty without one."""
@@ -244,10 +258,10 @@ class ArchTransfer(Callback):
     ) -> None:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        carried = growth.carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, **choices)
+        plan = growth.transfer.plan
+        carried = carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, plan, **choices)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
-            plan = growth.transfer.plan
             self._new_entries = {name: to_runs(plan.new_entries(name)) for name in _parameters(pl_module)}
         rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
@@ -264,7 +278,8 @@ class ArchTransfer(Callback):
 
     def _describe_optimizers(self, trainer: Trainer, checkpoint: Mapping[str, Any], carried: CarriedState) -> str:
         had = _join(learning_rates(checkpoint.get("optimizer_states") or ()))
-        has = _join(learning_rates(carried.optimizer_states or [vars(item) for item in trainer.optimizers]))
+        built = [{"param_groups": item.param_groups} for item in trainer.optimizers]
+        has = _join(learning_rates(carried.optimizer_states or built))
         names = ", ".join(type(item).__name__ for item in trainer.optimizers) or "no optimizer"
         moments = "state is fresh" if self.optimizer == "reset" else f"moments of {carried.moved} parameters moved"
         schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"

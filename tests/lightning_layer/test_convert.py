@@ -99,3 +99,10 @@ def test_moments_need_optimizers_that_build_without_a_trainer(tmp_path):
     _, path = train_small(tmp_path, Needy)
     with pytest.raises(RefusedGrowth, match=r"does not run without a Trainer.*Use ArchTransfer"):
         convert_checkpoint(path, Needy([16]), tmp_path / "large.ckpt", optimizer="transfer")
+
+
+def test_new_moments_are_gathered_in_a_run_only(tmp_path):
+    _, path = train_small(tmp_path)
+    with pytest.raises(ValueError, match=r"got 'asymmetric'.*use ArchTransfer"):
+        convert_checkpoint(path, Stack([16]), tmp_path / "large.ckpt", optimizer="asymmetric")
+    assert not (tmp_path / "large.ckpt").exists()

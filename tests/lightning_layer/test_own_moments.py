@@ -1,10 +1,13 @@
 """New entries under an old step count take the steps of an Adam that begins with them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn, optim
 
-from lightning_grow.warmup import Warmup
+from lightning_grow.own_moments import OwnMoments
+from lightning_grow.warmup import Warmup, end_warmup, to_runs
 
 NEW = torch.tensor([[False, False, True], [True, True, True]])
 ADAMS = {
@@ -106,3 +109,52 @@ def test_it_goes_on_after_a_resume_in_its_middle():
             run(weight, optimizer, stream[stop:])
         ends.append(weight.detach())
     assert torch.equal(*ends)
+
+
+def test_a_tensor_without_a_gradient_counts_no_step():
+    make = ADAMS["Adam"]
+    weight, optimizer = old_run(make)
+    fresh = nn.Parameter(weight.detach().clone())
+    fresh_optimizer = make([fresh])
+    Warmup(40, start_factor=1.0, scope="new", fresh=True).attach([optimizer], {weight: NEW})
+    for number, gradient in enumerate(gradients(40, seed=1)):
+        for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
+            item.grad = None if number % 4 else gradient.clone()
+            own.step()
+        torch.testing.assert_close(weight.detach()[NEW], fresh.detach()[NEW], rtol=1e-10, atol=1e-12)
+
+
+def test_the_betas_in_force_count_not_those_at_the_start():
+    make = ADAMS["Adam"]
+    weight, optimizer = old_run(make)
+    fresh = nn.Parameter(weight.detach().clone())
+    fresh_optimizer = make([fresh])
+    Warmup(40, start_factor=1.0, scope="new", fresh=True).attach([optimizer], {weight: NEW})
+    for own in (optimizer, fresh_optimizer):  # as loading a state does: other dictionaries in the same list
+        own.load_state_dict(own.state_dict())
+        own.param_groups[0]["betas"] = (0.7, 0.99)
+    for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
+        run(item, own, gradients(9, seed=1))
+    torch.testing.assert_close(weight.detach()[NEW], fresh.detach()[NEW], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", ADAMS.values(), ids=ADAMS)
+def test_a_warmup_that_another_growth_ends_leaves_moments_that_need_no_correction(make):
+    def saved(weight, optimizer, warmup):
+        return {
+            "optimizer_states": [optimizer.state_dict()],
+            "callbacks": {"ArchTransfer": {**warmup.state_dict(), "plateau": 1}},
+            "lightning_grow": {"architecture": {"optimizers": [[["weight"]]]}},
+        }
+
+    weight, optimizer = old_run(make)
+    warmup = Warmup(12, start_factor=1.0, scope="new", fresh=True)
+    warmup.attach([optimizer], {weight: NEW})
+    run(weight, optimizer, gradients(11, seed=1))
+    checkpoint = copy.deepcopy(saved(weight, optimizer, warmup))
+    end_warmup(checkpoint, {"weight": to_runs(NEW)})
+    assert checkpoint["callbacks"]["ArchTransfer"] == {"plateau": 1}
+    run_out = Warmup.from_state_dict({**warmup.state_dict(), "num_steps": 11, "steps": [11]})
+    OwnMoments(optimizer, {weight: NEW}, run_out.begun[0]).settle()  # what it does at its own end
+    for kind, moment in optimizer.state[weight].items():
+        assert torch.equal(checkpoint["optimizer_states"][0]["state"][0][kind], moment)

@@ -84,7 +84,6 @@ def resume(small, checkpoint, hidden, make_groups, schedule, choice):
         [optimizer],
         [scheduler],
         plan,
-        [],
         optimizer=choice,
         scheduler="keep",
     )
@@ -153,9 +152,9 @@ def test_a_conversion_cannot_compare_other_groups():
     small, checkpoint, _ = small_run(layers, SHARED["cosine"])
     target = make_net(6, 6, seed=1)
     plan = transfer(small, target, example_inputs=(INPUTS,)).plan
-    optimizer = optim.Adam(layers(target))
+    optimizer, checkpoint = optim.Adam(layers(target)), checkpoint | {"state_dict": target.state_dict()}
     with pytest.raises(RefusedGrowth, match="no scheduler is built here to compare"):
-        carry_optimizers(checkpoint, target, [optimizer], None, plan, [], optimizer="transfer", scheduler="keep")
+        carry_optimizers(checkpoint, target, [optimizer], None, plan, optimizer="transfer", scheduler="keep")
 
 
 CYCLES = {
@@ -184,3 +183,32 @@ def test_a_tensor_rate_of_a_new_group_is_a_tensor():
     small, checkpoint, _ = small_run(make_groups, SHARED["exponential"])
     _, optimizer, _ = resume(small, checkpoint, (6, 6), make_groups, SHARED["exponential"], "transfer")
     assert [type(group["lr"]) for group in optimizer.param_groups] == [torch.Tensor] * 3
+
+
+def sequence(*makes):
+    return lambda optimizer: lr_scheduler.SequentialLR(optimizer, [make(optimizer) for make in makes], milestones=[12])
+
+
+OTHERS = {
+    "by what is recorded": (
+        lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: 0.9),
+        lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda step: 0.9),
+        {"schedulers": ["LambdaLR"]},
+    ),
+    "by the entries of nested ones": (
+        sequence(lr_scheduler.LinearLR, lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9)),
+        sequence(lr_scheduler.ConstantLR, lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 9)),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "record"), OTHERS.values(), ids=OTHERS)
+def test_a_scheduler_of_another_kind_is_seen(old, new, record):
+    def make_groups(net):
+        return [{"params": net.parameters(), "lr": 0.01}]
+
+    small, checkpoint, _ = small_run(make_groups, old)
+    checkpoint["lightning_grow"]["architecture"] |= record
+    with pytest.raises(RefusedGrowth, match=r"the checkpoint's scheduler.* is not the .* that the config builds"):
+        resume(small, checkpoint, (9,), make_groups, new, "transfer")

@@ -230,3 +230,45 @@ def test_a_step_that_a_gradient_scaler_skips_is_not_counted():
     assert warmup.steps == [2]
     assert weight.item() == pytest.approx(-(0.5 + 0.625))
     assert sgd.param_groups[0]["lr"] == 1.0
+
+
+class Unrated(torch.optim.SGD):
+    """An optimizer that finds its own step size."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=1.0)
+        self.param_groups[0]["lr"] = None
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(parameter.grad)
+
+
+def test_an_optimizer_without_a_rate_is_warmed_up_by_its_steps():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = Unrated([parameter])
+    Warmup(2, 0.5).attach([optimizer])
+    found = []
+    for _ in range(3):
+        parameter.grad = -torch.ones(2)
+        optimizer.step()
+        found.append(parameter.tolist())
+    assert found == [[0.5, 0.5], [1.25, 1.25], [2.25, 2.25]]
+
+
+class Wrapper(torch.optim.Optimizer):
+    """A wrapper that never calls Optimizer.__init__, as some packages have."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step()
+
+
+def test_an_optimizer_that_takes_no_hooks_is_warned_of():
+    warmup = Warmup(2, 0.5)
+    with pytest.warns(UserWarning, match="No warm-up: Wrapper takes no hooks"):
+        warmup.attach([Wrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0))])
+    assert warmup.is_finished
