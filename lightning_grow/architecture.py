@@ -19,6 +19,8 @@ from lightning_grow.errors import RefusedGrowth
 
 Source = Callable[[dict[str, Any]], nn.Module]
 ATTRIBUTES = "_lightning_grow_attributes"
+INPUT_NAMES = "_lightning_grow_input_names"
+"""On a module built again from a checkpoint: the names recorded there. Those of its class may be of newer code."""
 ABSENT = "(absent)"
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 
@@ -48,6 +50,7 @@ def record_architecture(
         "optimizers": [find_param_names(module, optimizer) for optimizer in optimizers],
         "optimizer_classes": [type(optimizer).__name__ for optimizer in optimizers],
         "schedulers": list(map(scheduler_kind, schedulers)),
+        "input_names": find_input_names(module),
     }
     ours = {"version": 1, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {})}
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **{key: value for key, value in ours.items() if value}}
@@ -71,6 +74,12 @@ def restore_attributes(module: nn.Module, checkpoint: Mapping[str, Any]) -> None
 def find_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture recorded under our key; empty where the library was not there at save time."""
     return dict(checkpoint.get(KEY, {}).get("architecture", {}))
+
+
+def find_input_names(module: nn.Module) -> list[str] | None:
+    """The names of a module's inputs, as it gives them or as its checkpoint recorded them; None without any."""
+    names = getattr(module, INPUT_NAMES, None) or getattr(module, "input_names", None)
+    return list(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, str) else None
 
 
 def find_param_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
@@ -192,6 +201,8 @@ def rebuild_source(
 
     module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state)
     _match_example_inputs(module, target)
+    if names := find_record(checkpoint).get("input_names"):
+        setattr(module, INPUT_NAMES, names)
     return module.train(target.training)
 
 

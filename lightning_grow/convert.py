@@ -1,6 +1,7 @@
 """A checkpoint of the source turned into one of the target: in memory for a resume, or file to file."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from lightning_grow.architecture import (
     checkpoint_hparams,
     compare_hparams,
     find_hparams,
+    find_input_names,
+    find_record,
     find_tensors,
     rebuild_source,
     record_architecture,
@@ -182,9 +185,8 @@ def grow_checkpoint(
     own = target.state_dict()
     state = align_names(checkpoint["state_dict"], own)
     differing = compare_hparams(checkpoint_hparams(checkpoint), find_hparams(target))
-    if not (even_if_equal or is_bigger(state, target)):
-        if differing:
-            _check_computation(checkpoint, target, state, source, options)
+    moves = even_if_equal or is_bigger(state, target) or _renames_inputs(checkpoint, target)
+    if not (moves or (differing and _moves_inputs(checkpoint, target, state, source, options))):
         if state.keys() != checkpoint["state_dict"].keys():
             checkpoint["state_dict"] = state
         return None
@@ -193,6 +195,7 @@ def grow_checkpoint(
     check_finite(state, (name for name, _ in module.named_parameters()), path)
     with untouched_rng(), _describing_inputs(checkpoint, target):
         result = transfer(module, target, **options)
+    _warn_of_unknown_names(checkpoint, module, target)
     copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     checkpoint["state_dict"] = {**result.state_dict, **extra}
@@ -224,17 +227,37 @@ def is_bigger(state: Mapping[str, Any], target: nn.Module) -> bool:
     return any(source_shapes[name] != target_shapes[name] for name in source_shapes.keys() & target_shapes.keys())
 
 
-def _check_computation(
+def _renames_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> bool:
+    """Whether the checkpoint records other input names than the target's, or the same ones in another order."""
+    saved, own = find_record(checkpoint).get("input_names"), find_input_names(target)
+    return bool(saved and own and saved != own)
+
+
+def _moves_inputs(
     checkpoint: Mapping[str, Any], target: nn.Module, state: Mapping[str, Any], source: Source | None, options: Any
-) -> None:
-    """Equal shapes can hide another computation (an activation); what cannot be compared is a plain resume."""
+) -> bool:
+    """Equal shapes can hide inputs that stand elsewhere, or another computation (an activation), which is refused.
+
+    What cannot be compared is a plain resume.
+    """
     options = {key: value for key, value in options.items() if key != "seed"}
     with untouched_rng():
         try:
             plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
         except Exception:  # whatever a foreign __init__ or forward raises: a plain resume must not fail for it
-            return
+            return False
     refuse(plan)
+    return plan.moves
+
+
+def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, target: nn.Module) -> None:
+    names = find_input_names(target)
+    if names and names == find_input_names(source) and "input_names" not in find_record(checkpoint):
+        warnings.warn(
+            "The checkpoint records no input names (it was written without ArchTransfer or GrowableMixin), so its "
+            f"inputs are taken to have the names that {type(target).__name__} gives today, in that order.",
+            stacklevel=2,
+        )
 
 
 @contextmanager

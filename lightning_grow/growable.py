@@ -60,11 +60,15 @@ class GrowableMixin:
         if MARK in checkpoint or "state_dict" not in checkpoint:
             return
         trainer = getattr(self, "_trainer", None)
-        if trainer is not None and trainer.state.fn == "fit" and is_bigger(checkpoint["state_dict"], self):  # type: ignore[arg-type]
-            raise RefusedGrowth(
-                f"the checkpoint holds another architecture than this {type(self).__name__}, and growing inside fit "
-                "needs the optimizers too. Add lightning_grow.ArchTransfer() to the Trainer's callbacks."
-            )
+        fitting = trainer is not None and trainer.state.fn == "fit"
+        refusal = RefusedGrowth(
+            f"the checkpoint holds another architecture than this {type(self).__name__}, or its inputs in another "
+            "order, and growing inside fit needs the optimizers too. Add lightning_grow.ArchTransfer() to the "
+            "Trainer's callbacks."
+        )
+        if fitting and is_bigger(checkpoint["state_dict"], self):  # type: ignore[arg-type]
+            raise refusal
         options = self.transfer_options() if callable(self.transfer_options) else self.transfer_options
-        grow_checkpoint(checkpoint, self, **options)  # type: ignore[arg-type]
+        if grow_checkpoint(checkpoint, self, **options) is not None and fitting:  # type: ignore[arg-type]
+            raise refusal
         restore_attributes(self, checkpoint)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lightning_grow.alignment import Alignment
-from lightning_grow.axes import atoms
+from lightning_grow.architecture import find_input_names
+from lightning_grow.axes import atoms, resolve
 from lightning_grow.tape import Value
 
 
@@ -42,23 +43,46 @@ def find_mismatches(
 
 def name_inputs(source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions) -> list[str]:
     """Pair the first input's features by name where both modules name them; return the names that are dropped."""
-    names = getattr(source, "input_names", None), getattr(target, "input_names", None)
-    inputs = both.target.inputs
-    axis = inputs[0].axes[-1] if inputs and inputs[0].axes else None
-    if axis is not None and names[0] is not None and names[1] is not None and len(names[1]) == axis.size:
-        return both.pairing.name_inputs(axis, names[0], names[1], allowed.dropped)
-    if allowed.dropped:
+    names = [find_input_names(module) for module in (source, target)]
+    ends = [trace.inputs[0].axes[-1:] if trace.inputs else [] for trace in (both.source, both.target)]
+    sizes = [axes[0].size if axes else 0 for axes in ends]
+    dropped: list[str] = []
+    if names[0] is None or names[1] is None:
+        if allowed.dropped:
+            both.pairing.refused.append(
+                "drop_inputs needs the names of the inputs. Give source and target an input_names property, a list of "
+                "str as long as the last axis of the first input."
+            )
+    elif [len(names[0]), len(names[1])] == sizes:
+        dropped = both.pairing.name_inputs(ends[1][0], names[0], names[1], allowed.dropped)
+    elif names[0] != names[1] or _unnamed(both) or allowed.dropped:
         both.pairing.refused.append(
-            "drop_inputs needs the names of the inputs. Give source and target an input_names property, a list of str "
-            "as long as the last axis of the first input."
+            f"input_names do not fit the last axis of the first input: the source has {len(names[0])} names for "
+            f"{sizes[0]} positions, the target {len(names[1])} for {sizes[1]}. Give each module the names of its own "
+            "inputs (a source whose names were in code that has changed: build it with source=), or None to both if "
+            "they are in order."
         )
-    if allowed.inputs and axis is not None and any(both.pairing.grows(atom) for atom in atoms(axis)):
+    if allowed.inputs and not both.pairing.refusals() and (unnamed := _unnamed(both)):
         warnings.warn(
-            "New inputs are taken to stand after the old ones: the modules have no input_names to tell them apart by. "
-            "If that is not so, every old weight now reads another input.",
+            f"New inputs are taken to stand after the old ones: {', '.join(unnamed)} grows and has no input_names to "
+            "tell them apart by. If that is not so, every old weight now reads another input.",
             stacklevel=2,
         )
-    return []
+    return dropped
+
+
+def _unnamed(both: Alignment) -> list[str]:
+    """The axes of inputs, as places, that tensors of the model share (a batch is none) and that grow without names."""
+    tensors = {resolve(atom) for value in both.target.tensors.values() for axis in value.axes for atom in atoms(axis)}
+    return [
+        f"input {number} axis {dim}"
+        for number, value in enumerate(both.target.inputs)
+        for dim, axis in enumerate(value.axes)
+        if any(
+            both.pairing.grows(atom) and resolve(atom) in tensors and resolve(atom) not in both.pairing.named
+            for atom in atoms(axis)
+        )
+    ]
 
 
 def saved_names(module: nn.Module) -> list[str]:

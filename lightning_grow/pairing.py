@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -63,11 +64,20 @@ class Pairing:
             axis: The target's axis, as long as `target`.
             source: The source's names, each once.
             target: The target's names, each once.
-            dropped: Names that the target may lack, or patterns of them ("rsi*").
+            dropped: Names that the target may lack, or patterns of them ("rsi*"; only * and ? are wildcards).
 
         Returns:
             The names that are dropped.
         """
+        if list(source) == list(target) and not dropped:
+            return []
+        for role, names in (("source", source), ("target", target)):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                self.refused.append(
+                    f"input_names of the {role} are not unique ({_shorten(twice)}), so its inputs cannot be told apart "
+                    "by them. Give every input a name of its own."
+                )
+                return []
         atom = resolve(axis)
         self.shrunk.pop(atom, None)  # the names tell more
         missing = [name for name in source if name not in set(target)]
@@ -200,7 +210,7 @@ class Pairing:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)  # a name may hold brackets, which are a pattern too
+    return fnmatchcase(name, pattern.replace("[", "[[]"))  # brackets are part of names: rsi@4h[-1]
 
 
 def _shorten(names: Sequence[str]) -> str:

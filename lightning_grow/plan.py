@@ -74,6 +74,12 @@ class GrowthPlan:
         """Whether every tensor is taken as it is."""
         return not self.refused and all(item.is_plain for item in self.tensors.values())
 
+    @property
+    def moves(self) -> bool:
+        """Whether an entry of a source's tensor stands elsewhere in the target, or nowhere."""
+        pairs = [item for item in self.tensors.values() if item.source_name is not None]
+        return any(not axis.is_identity for item in pairs for axis in item.maps)
+
     def apply(
         self, source_state: Mapping[str, Tensor], target_state: Mapping[str, Tensor], seed: int = 0
     ) -> dict[str, Tensor]:

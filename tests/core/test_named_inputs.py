@@ -137,3 +137,74 @@ def test_dropping_needs_names():
     source.input_names = None
     with pytest.raises(RefusedGrowth, match="drop_inputs needs the names of the inputs"):
         grow(source, target, drop_inputs=["volume"])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_names_that_do_not_fit_the_axis_are_refused_where_they_would_tell_something(allowed):
+    cases = {
+        "the target's on both, as where they are a constant of the class": (3, 4, ["a", "x", "b", "c"], None),
+        "too few in the source": (3, 4, ["a", "b"], ["a", "b", "c", "d"]),
+        "another order": (3, 3, ["a", "b"], ["b", "a"]),
+    }
+    for old, new, first, second in cases.values():
+        source, target = make(OLD[:1] * old), make(OLD[:1] * new)
+        source.input_names, target.input_names = first, second or first
+        with pytest.raises(RefusedGrowth, match=f"the source has {len(first)} names for {old} positions"):
+            grow(source, target, allow_input_growth=allowed)
+    source, target = make(OLD), make(OLD, 12)
+    source.input_names = target.input_names = ["a", "b"]  # of no use, and none is needed
+    assert grow(source, target).function_preserving
+
+
+@pytest.mark.parametrize("names", [(["a", "a", "b"], ["a", "b", "a", "c"]), (OLD, [*OLD, "new", "new"])])
+def test_names_that_are_not_unique_are_refused_where_they_are_needed(names):
+    with pytest.raises(RefusedGrowth, match=r"not unique \((a|new)\)"):
+        grow(trained(names[0]), make(names[1]), allow_input_growth=True)
+    assert grow(trained(names[0]), make(names[0], 12)).function_preserving
+
+
+class Two(nn.Module):
+    """Two inputs, the first with names."""
+
+    def __init__(self, names, size, order="xy", width=4):
+        super().__init__()
+        self.input_names = names and list(names)
+        self.first, self.second = nn.Linear(len(names or "abc"), width), nn.Linear(size, width)
+        example = {"x": torch.randn(5, self.first.in_features), "y": torch.randn(5, size)}
+        self.example_input_array = {key: example[key] for key in order}
+
+    def forward(self, x, y):
+        return torch.tanh(self.first(x) + self.second(y))
+
+
+class Pixels(nn.Module):
+    """Channels that grow are no last axis."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.input_names = None if names is None else list(names)
+        self.net = nn.Conv2d(len(names or "rgb"), 4, 3)
+        self.example_input_array = torch.randn(2, self.net.in_channels, 5, 5)
+
+    def forward(self, x):
+        return self.net(x).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "place"),
+    [
+        pytest.param(lambda: Two("abc", 2), lambda: Two("abc", 3), "input 1 axis 1", id="the second input"),
+        pytest.param(lambda: Two(None, 2), lambda: Two("abcd", 3), "input 0 axis 1, input 1 axis 1", id="both"),
+        pytest.param(lambda: Pixels(None), lambda: Pixels("argb"), "input 0 axis 1", id="channels"),
+    ],
+)
+def test_every_axis_of_an_input_that_grows_without_names_is_said(source, target, place):
+    with pytest.warns(UserWarning, match=f"stand after the old ones: {place} grows and has no input_names"):
+        grow(source(), target(), allow_input_growth=True)
+
+
+def test_names_of_channels_are_refused():
+    with pytest.raises(
+        RefusedGrowth, match="do not fit the last axis of the first input: the source has 3 names for 5"
+    ):
+        grow(Pixels("rgb"), Pixels("argb"), allow_input_growth=True)

@@ -119,6 +119,24 @@ def test_named_inputs_may_be_dropped():
     assert (pairing.old_size(axis), pairing.grows(axis)) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("*[-20]", ["rsi@1h[-20]", "rsi@4h[-20]"]),
+        ("*@1h[-2?]", ["rsi@1h[-20]"]),
+        ("*@4h[-2*]", ["rsi@4h[-20]", "rsi@4h[-2]"]),
+        ("rsi@1h[-20]", ["rsi@1h[-20]"]),
+    ],
+)
+def test_brackets_are_a_part_of_names(pattern, gone):
+    names = ["rsi@1h[-20]", "rsi@4h[-20]", "rsi@4h[-2]", "rsi@4h[-1]", "x-"]
+    kept = [name for name in names if name not in gone]
+    pairing, axis = Pairing(), Axis(len(kept))
+    pairing.pair(Axis(len(names)), axis, "the input")
+    assert pairing.name_inputs(axis, names, kept, [pattern]) == gone
+    assert pairing.refusals() == []
+
+
 @pytest.mark.parametrize(("dropped", "words"), [(["x"], "drop_inputs names x,"), (["b", "a"], "drop_inputs names a,")])
 def test_a_dropped_input_must_be_one_that_is_gone(dropped, words):
     pairing, axis = Pairing(), Axis(2)
