@@ -3,7 +3,10 @@
 import inspect
 import json
 import re
+import signal
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,32 @@ def test_a_bigger_config_resumes_the_small_run(lightning_grow, small_run, tmp_pa
     assert report["function_preserving"]
     for wrote in ("checkpoints/last.ckpt", "logs/metrics.csv", "logs/growth_report.json", "episode_return"):
         assert wrote in printed
+
+
+KILLED = """
+    import os, signal
+    import lightning
+
+    class Kill(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_epoch(lightning_grow, tmp_path):
+    (tmp_path / "killed.py").write_text(textwrap.dedent(KILLED))
+    market = ("env=market", "env.state_features=2", "env.timeframes=[1h]", "model.num_steps=16", "trainer.max_epochs=3")
+    command = [sys.executable, "-m", "lightning_grow", *market, *QUICK, "hydra.run.dir=killed"]
+    command.append("+callbacks.kill={_target_:killed.Kill}")
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir()] == ["last.ckpt"]
+    for arguments in ("hydra.run.dir=resumed", "ckpt_path=killed/checkpoints/last.ckpt"), ("hydra.run.dir=straight",):
+        assert lightning_grow(*market, *arguments, *QUICK)[0] == 0
+    resumed, straight = (torch.load(tmp_path / run / "checkpoints/last.ckpt") for run in ("resumed", "straight"))
+    assert resumed["global_step"] == straight["global_step"] == 48
+    assert all(torch.equal(tensor, straight["state_dict"][name]) for name, tensor in resumed["state_dict"].items())
 
 
 def test_a_staged_run_grows_twice_on_the_market(lightning_grow, tmp_path):
