@@ -84,7 +84,7 @@ class PPO(GrowableMixin, LightningModule):
         total_iterations: Iterations over which it falls; the Trainer's `max_epochs` (or `max_steps`) when None.
         gamma: Discount, in [0, 1].
         gae_lambda: GAE's trade of bias (0) against variance (1).
-        num_minibatches: Minibatches per pass over a rollout.
+        num_minibatches: Minibatches per pass over a rollout; their sizes differ by one at most.
         update_epochs: Passes over a rollout.
         norm_adv: Whether to normalise the advantages of each minibatch.
         clip_coef: How far a ratio may leave 1 before its gradient stops.
@@ -97,7 +97,7 @@ class PPO(GrowableMixin, LightningModule):
             every module: call `lightning.seed_everything` before.
 
     Raises:
-        ValueError: If there is no such activation, or sizes are below 1.
+        ValueError: If there is no such activation, sizes are below 1, or a minibatch would be too small.
 
     Logged once an iteration: `episode_return` and `episode_length` (means of the last 100 episodes, NaN before the
     first has ended), `timesteps`, `episodes`, `policy_loss`, `value_loss`, `entropy`, `approx_kl`, `clipfrac`,
@@ -142,6 +142,7 @@ class PPO(GrowableMixin, LightningModule):
     ) -> None:
         super().__init__()
         env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
+        _check_batches(num_envs, num_steps, num_minibatches, update_epochs, norm_adv)
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
@@ -378,9 +379,8 @@ class PPO(GrowableMixin, LightningModule):
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
         for _ in range(self.hparams["update_epochs"]):
             order = torch.randperm(len(samples.returns), generator=generator).to(self.device)
-            steps += [
-                self.update_once(samples.take(indices)) for indices in order.chunk(self.hparams["num_minibatches"])
-            ]
+            minibatches = order.tensor_split(self.hparams["num_minibatches"])
+            steps += [self.update_once(samples.take(indices)) for indices in minibatches]
             if (
                 self.hparams["target_kl"] is not None
                 and steps[-1][names.index("approx_kl")] > self.hparams["target_kl"]
@@ -443,3 +443,16 @@ class PPO(GrowableMixin, LightningModule):
         if self.envs is None or self.generator is None:
             return self.run_state
         return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
+
+
+def _check_batches(num_envs: int, num_steps: int, num_minibatches: int, update_epochs: int, norm_adv: bool) -> None:
+    counts = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_minibatches}
+    for name, count in (*counts.items(), ("update_epochs", update_epochs)):
+        if count < 1:
+            raise ValueError(f"Expected {name} to be at least 1, but got {count}.")
+    samples, least = num_envs * num_steps, (2 if norm_adv else 1) * num_minibatches
+    if samples < least:
+        raise ValueError(
+            f"Expected num_envs x num_steps to be at least {least} for num_minibatches={num_minibatches}, but got "
+            f"{samples}. Collect more, or take fewer minibatches: norm_adv needs two samples in each."
+        )

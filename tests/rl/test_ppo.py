@@ -218,6 +218,36 @@ def test_an_agent_of_other_sizes_than_the_environment_is_refused():
         fit(PPO(3, 2, env=WALK))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_envs": 0}, "num_envs to be at least 1, but got 0"),
+        ({"num_steps": -1}, "num_steps to be at least 1, but got -1"),
+        ({"num_minibatches": 0}, "num_minibatches to be at least 1"),
+        ({"update_epochs": 0}, "update_epochs to be at least 1"),
+        ({"num_envs": 1, "num_steps": 7, "num_minibatches": 4}, "at least 8 for num_minibatches=4, but got 7"),
+        (
+            {"num_envs": 1, "num_steps": 3, "num_minibatches": 4, "norm_adv": False},
+            "at least 4 for num_minibatches=4, but got 3",
+        ),
+    ],
+)
+def test_sizes_that_cannot_train_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        PPO(4, 2, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_minibatches"),
+    [({"num_envs": 1, "num_steps": 13}, 4), ({"num_envs": 3, "num_steps": 3}, 4), ({"norm_adv": False}, 48)],
+)
+def test_every_minibatch_is_a_step_and_keeps_the_network_finite(settings, num_minibatches):
+    agent = make_ppo(**settings, num_minibatches=num_minibatches)
+    trainer, _ = fit(agent)
+    assert trainer.global_step == 2 * 2 * num_minibatches
+    assert all(torch.isfinite(parameter).all() for parameter in agent.parameters())
+
+
 def test_building_makes_no_environment_and_works_on_meta():
     with torch.device("meta"):
         agent = PPO(5, 2, env={"id": "no such environment"}, hidden_dims=[8])
