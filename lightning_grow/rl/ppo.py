@@ -26,7 +26,7 @@ from lightning_grow.rl.market import MARKET_ID, MarketEnv
 from lightning_grow.rl.metrics import EpisodeStatistics
 from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
-from lightning_grow.rl.spaces import make_env
+from lightning_grow.rl.spaces import make_env, observation_names
 from lightning_grow.rl.vector_env import VectorEnv
 from lightning_grow.transfer import grow
 
@@ -63,10 +63,10 @@ class PPO(GrowableMixin, LightningModule):
     environments, then `update_epochs` x `num_minibatches` optimizer steps. So `max_epochs` counts iterations and
     `trainer.global_step` optimizer steps; environment steps are logged beside it as `timesteps`.
 
-    Environments are made in `setup` and closed in `teardown`. A checkpoint has the random streams, the counters and,
-    for environments that offer `get_state() -> dict` and `set_state(dict)`, the running episodes, so that training
-    straight on and resuming give the same bits on a CPU. Every other gymnasium environment starts a new episode
-    at a resume.
+    Environments are made in `setup`, anew where a stage of growth changes them, and closed in `teardown`. A checkpoint
+    has the random streams, the counters and, for environments that offer `get_state() -> dict` and `set_state(dict)`,
+    the running episodes, so that training straight on and resuming give the same bits on a CPU. Every other gymnasium
+    environment starts a new episode at a resume.
 
     Args:
         state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`).
@@ -181,11 +181,13 @@ class PPO(GrowableMixin, LightningModule):
 
     @property
     def input_names(self) -> list[str] | None:
-        """Names of the observation's features if the environment has them, as `lightning_grow/Market-v0` does."""
+        """Names of the observation's entries, where the environment or its space has them: see `observation_names`."""
+        if self.envs is not None and self.envs.env == self.hparams["env"]:
+            return observation_names(self.envs.envs[0])
         env = make_env(self.hparams["env"])
-        names = list(getattr(env.unwrapped, "observation_names", ()))
+        names = observation_names(env)
         env.close()
-        return names if len(names) == self.hparams["state_dim"] else None
+        return names if names and len(names) == self.hparams["state_dim"] else None
 
     @staticmethod
     def describe_inputs(hparams: dict[str, Any]) -> str:
@@ -273,28 +275,31 @@ class PPO(GrowableMixin, LightningModule):
             return
         if self.trainer.world_size > 1:
             raise ValueError(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
-        self.envs = VectorEnv(self.hparams["env"], self.hparams["num_envs"])
+        self.envs = self._make_envs()
+
+    def _make_envs(self) -> VectorEnv:
+        envs = VectorEnv(self.hparams["env"], self.hparams["num_envs"])
         names = ("state_dim", "action_dim", "continuous")
         ours = tuple(self.hparams[name] for name in names)
-        if ours != self.envs.sizes:
-            theirs = dict(zip(names, self.envs.sizes, strict=True))
-            self.envs.close()
+        if ours != envs.sizes:
+            theirs = dict(zip(names, envs.sizes, strict=True))
+            envs.close()
             raise ValueError(
                 f"{self.hparams['env']['id']} has {theirs}; the agent was built with"
                 f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
             )
+        return envs
 
     def on_train_start(self) -> None:
         """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
-        envs, state = self._made_envs(), self.run_state
+        envs, state = self._renew_envs(), self.run_state
         self.generator = torch.Generator().manual_seed(self.hparams["seed"])
         if state is not None:
             self.generator.set_state(state["generator"])
         if state is None or not envs.load_state_dict(state["envs"]):
             if state is not None:
                 rank_zero_info("The environments are not those of the checkpoint: their episodes start anew.")
-            # Drawn, so that agents with seeds 1 and 2 do not share all environments but one.
-            envs.reset(int(torch.randint(2**31, (), generator=self.generator)))
+            self._start_episodes(envs)
 
     def teardown(self, stage: str) -> None:
         """Close the environments, and remember where they were for a later checkpoint or fit."""
@@ -333,7 +338,9 @@ class PPO(GrowableMixin, LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Run one iteration: collect a rollout, update on it, and log."""
-        envs, generator = self._made_envs(), cast(torch.Generator, self.generator)
+        old, envs, generator = self.envs, self._renew_envs(), cast(torch.Generator, self.generator)
+        if envs is not old:
+            self._start_episodes(envs)
         rollout = collect(envs, self.agent, self.normalizer, self.hparams["num_steps"], generator)
         samples = self.prepare(rollout)
         diagnostics = self.update(samples, generator)
@@ -434,10 +441,18 @@ class PPO(GrowableMixin, LightningModule):
     def _optimizer(self) -> LightningOptimizer:
         return cast(LightningOptimizer, self.optimizers())
 
-    def _made_envs(self) -> VectorEnv:
+    def _renew_envs(self) -> VectorEnv:
+        """The environments of the hyperparameters, which a stage of growth may have changed since `setup`."""
         if self.envs is None:
             raise RuntimeError("PPO has no environments outside of fit: train it with Trainer.fit.")
+        if (self.envs.env, len(self.envs.envs)) != (self.hparams["env"], self.hparams["num_envs"]):
+            old, self.envs = self.envs, self._make_envs()
+            old.close()
         return self.envs
+
+    def _start_episodes(self, envs: VectorEnv) -> None:
+        # Drawn, so that agents with seeds 1 and 2 do not share all environments but one.
+        envs.reset(int(torch.randint(2**31, (), generator=self.generator)))
 
     def _current_run_state(self) -> dict[str, Any] | None:
         if self.envs is None or self.generator is None:

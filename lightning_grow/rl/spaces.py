@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium import spaces
 
 Environment = gymnasium.Env[Any, Any]
@@ -44,6 +45,41 @@ def space_sizes(env: Environment) -> tuple[int, int, bool]:
     if isinstance(action_space, spaces.Box):
         return state_dim, spaces.flatdim(action_space), True
     raise ValueError(f"PPO needs Discrete or Box actions; {env.spec.id if env.spec else env} has {action_space}.")
+
+
+def observation_names(env: Environment) -> list[str] | None:
+    """Return a name for every entry of the flat observation of an environment that `make_env` made, if there are any.
+
+    Names are the environment's own `observation_names` (as `lightning_grow/Market-v0` has them); else those of the
+    parts of a `Dict` or `Tuple` space with a position in each, `speed[0]`. Frames, a space of two axes with the oldest
+    frame first, count back from the newest, so that a longer history keeps its names: `price[-2]`, or `[-2,0]`.
+    """
+    names = list(map(str, getattr(env.unwrapped, "observation_names", ())))
+    if len(names) == spaces.flatdim(env.observation_space):
+        return names
+    space = (env.env if isinstance(env, gymnasium.wrappers.FlattenObservation) else env).observation_space
+    if isinstance(space, spaces.Box) and len(space.shape) == 2 and len(names) == space.shape[1]:
+        return [f"{name}[{frame}]" for frame in range(-space.shape[0], 0) for name in names]
+    has_parts = isinstance(space, (spaces.Dict, spaces.Tuple)) or len(space.shape or ()) == 2
+    return space_names(space) if has_parts else None
+
+
+def space_names(space: spaces.Space[Any]) -> list[str]:
+    """Name every entry of a space as gymnasium flattens it.
+
+    >>> space_names(spaces.Dict({"speed": spaces.Box(-1, 1, (2,)), "door": spaces.Discrete(2)}))
+    ['door[0]', 'door[1]', 'speed[0]', 'speed[1]']
+    >>> space_names(spaces.Box(0, 1, (2, 1)))
+    ['[-2,0]', '[-1,0]']
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        named = [(str(key), name) for key, part in parts for name in space_names(part)]
+        return [key + name if name[:1] in ("[", "") else f"{key}/{name}" for key, name in named]
+    shape = space.shape if isinstance(space, spaces.Box) else (spaces.flatdim(space),)
+    newest = shape[0] if len(shape) == 2 else 0
+    places = [(index[0] - newest, *index[1:]) for index in np.ndindex(shape) if index]
+    return [f"[{','.join(map(str, place))}]" for place in places] or [""]
 
 
 def env_spaces(env: Mapping[str, Any]) -> tuple[int, int, bool]:

@@ -60,6 +60,27 @@ class Walk(gymnasium.Env):
         self.position, self.speed = state["position"], state["speed"]
 
 
+class Look(Walk):
+    """A walker who sees what it is told to, under names of its own, in parts, or in frames."""
+
+    def __init__(self, names: str = "xy", parts: bool = False, frames: int = 0, actions: int = 0):
+        super().__init__(actions=actions)
+        self.names, self.parts, self.frames = names, parts, frames
+        one = spaces.Box(-np.inf, np.inf, (len(names),), np.float32)
+        self.observation_space = spaces.Dict({name: spaces.Box(-np.inf, np.inf, (2,)) for name in names})
+        if not parts:
+            self.observation_names = [f"look_{name}" for name in names]
+            self.observation_space = spaces.Box(-np.inf, np.inf, (frames, len(names))) if frames else one
+
+    def observe(self):
+        seen = [self.position * (ord(name) - 100) + self.speed for name in self.names]
+        if self.parts:
+            return {name: np.array([value, -value], np.float32) for name, value in zip(self.names, seen, strict=True)}
+        row = np.array(seen, np.float32)
+        return np.stack([row / age for age in range(self.frames, 0, -1)]) if self.frames else row
+
+
+gymnasium.register("tests/Look-v0", Look, max_episode_steps=20)
 gymnasium.register("tests/Clock-v0", Clock)
 gymnasium.register("tests/Walk-v0", Walk, max_episode_steps=20)
 gymnasium.register("tests/FiveStepClock-v0", Clock, max_episode_steps=5)

@@ -136,6 +136,66 @@ def test_a_staged_agent_goes_on_from_any_stage_as_if_never_stopped(tmp_path, opt
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
+LOOK = {"id": "tests/Look-v0"}
+STAGES = {
+    "the same inputs, reordered": ({"env.names": "zxy"}, (3, 2)),
+    "a new input between two": ({"env.names": "xyaz", "state_dim": 4}, (4, 2)),
+    "a new action": ({"env.actions": 3, "action_dim": 3}, (3, 3)),
+    "more environments and units": ({"num_envs": 5, "hidden_dims": [12]}, (3, 2)),
+}
+
+
+@pytest.mark.parametrize(("stage", "sizes"), STAGES.values(), ids=STAGES)
+def test_a_stage_that_changes_the_environment_is_played_in_it(tmp_path, stage, sizes):
+    def agent():
+        return make_agent(3, 2, env={**LOOK, "names": "xyz", "actions": 2}, hidden_dims=[8], total_iterations=3)
+
+    def schedule():
+        allowed = {"allow_input_growth": True, "allow_output_growth": True}
+        return lightning_grow.GrowthSchedule([stage], at=[8], num_warmup_steps=0, **allowed)
+
+    played = []
+
+    class Watch(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            played.append((pl_module.envs.env, len(pl_module.envs.envs), pl_module.envs.sizes[:2]))
+
+    straight, half, resumed = agent(), agent(), agent()
+    make_trainer(tmp_path, 3, schedule(), Watch()).fit(straight)
+    first = {**LOOK, "names": "xyz", "actions": 2}
+    assert played[:2] == [(first, 4, (3, 2))] * 2  # the stage begins when the second iteration has ended
+    assert played[2] == (straight.hparams["env"], straight.hparams["num_envs"], sizes)
+    trainer = make_trainer(tmp_path, 2, schedule())
+    trainer.fit(half)
+    trainer.save_checkpoint(tmp_path / "stage.ckpt")
+    make_trainer(tmp_path, 3, schedule()).fit(resumed, ckpt_path=tmp_path / "stage.ckpt")
+    assert resumed.timesteps == straight.timesteps
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+SEEN = {
+    "names of its own": ({"names": "xz"}, {"names": "xyz"}, (2, 3)),
+    "a part between two": ({"names": "xz", "parts": True}, {"names": "xyz", "parts": True}, (4, 6)),
+    "a feature of every frame": ({"names": "xz", "frames": 2}, {"names": "xyz", "frames": 2}, (4, 6)),
+    "an older frame": ({"names": "xz", "frames": 2}, {"names": "xz", "frames": 3}, (4, 6)),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "sizes"), SEEN.values(), ids=SEEN)
+def test_inputs_of_any_space_find_their_places(old, new, sizes):
+    source, target = (
+        make_agent(size, 2, env={**LOOK, **kind}, hidden_dims=[8]) for kind, size in zip((old, new), sizes, strict=True)
+    )
+    lightning_grow.grow(source, target, allow_input_growth=True)
+    outputs = []
+    for agent in (source, target):
+        envs = VectorEnv(agent.hparams["env"], 4)
+        envs.reset(seed=0)
+        outputs.append(agent(torch.from_numpy(envs.observations))[0])
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
 def make_trainer(folder, max_epochs, *callbacks):
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     settings = {"accelerator": "cpu", "default_root_dir": folder, **quiet}

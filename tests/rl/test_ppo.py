@@ -281,6 +281,11 @@ def test_input_names_come_from_the_environment():
     names = PPO(18, 3, env=market).input_names
     assert (len(names), names[0].endswith("@1h[-3]")) == (18, True)
     assert PPO(4, 2).input_names is None
+    look = {"id": "tests/Look-v0"}
+    assert PPO(2, 2, env=look).input_names == ["look_x", "look_y"]
+    assert PPO(4, 2, env={**look, "parts": True}).input_names == ["x[0]", "x[1]", "y[0]", "y[1]"]
+    frames = ["look_x[-2]", "look_y[-2]", "look_x[-1]", "look_y[-1]"]
+    assert PPO(4, 2, env={**look, "frames": 2}).input_names == frames
 
 
 class Record(PPO):
