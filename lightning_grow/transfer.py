@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning_grow.apply import empty_state, report_tensor, write_state
 from lightning_grow.copies import stand_ins, substitute
 from lightning_grow.draft import make_plan
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.examples import find_examples
 from lightning_grow.liveness import count_dead_and_twins
 from lightning_grow.mismatch import Permissions
 from lightning_grow.new_outputs import NewOutputs
@@ -60,10 +62,14 @@ class _Request:
     seed: int = 0
     new_outputs: NewOutputs = field(default_factory=NewOutputs)
 
+    @cached_property
+    def inputs(self) -> tuple[Any, Any]:
+        """The arguments for the source, and for the target."""
+        return find_examples(self.source, self.target, self.example_inputs, self.forward)
+
     def plan(self) -> GrowthPlan:
         """Work out the growth."""
-        source_inputs, target_inputs = _examples(self.source, self.target, self.example_inputs)
-        own = (self.source, self.target, self.strategy, source_inputs, target_inputs)
+        own = (self.source, self.target, self.strategy, *self.inputs)
         return make_plan(*own, self.forward, self.rename, self.allowed, self.seed)
 
 
@@ -168,7 +174,7 @@ def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer
 
 
 def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> list[str]:
-    inputs = _examples(request.source, request.target, request.example_inputs)[1]
+    inputs = request.inputs[1]
 
     def run() -> list[Tensor]:
         return outputs(_on_real_device(request.target, grown), inputs, request.forward, grown)
@@ -253,26 +259,6 @@ def _write_in_place(request: _Request) -> TransferReport:
     return _report(plan, state, request.seed, None, None)
 
 
-def _examples(source: nn.Module, target: nn.Module, example_inputs: Any) -> tuple[Any, Any]:
-    """The arguments for each module: the given ones, or each module's own example."""
-    own_source, own_target = (getattr(item, "example_input_array", None) for item in (source, target))
-    if example_inputs is not None:
-        return example_inputs if own_source is None else _fitting(own_source, example_inputs), example_inputs
-    if own_target is None:
-        raise RefusedGrowth(
-            f"no example inputs: expected example_inputs= (the arguments of {type(target).__name__}.forward, a tuple, "
-            "or a dict of keyword arguments), or a module with an example_input_array."
-        )
-    return (own_target if own_source is None else own_source), own_target
-
-
-def _fitting(own: Any, given: Any) -> Any:
-    """The source's own example where the given one has other feature sizes (inputs that grow), else the given one."""
-    one, other = (item[0] if isinstance(item, (tuple, list)) and item else item for item in (own, given))
-    differs = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape[1:] != other.shape[1:]
-    return own if differs and one.dim() == 2 else given
-
-
 def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
     """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
     return dict((_materialised(target, seed) if _is_meta(target) else target).state_dict())
@@ -304,7 +290,7 @@ def _measure(
 ) -> tuple[float, float]:
     """The output error and the limit for it."""
     source, target, forward = request.source, request.target, request.forward
-    own_inputs, target_inputs = _examples(source, target, request.example_inputs)
+    own_inputs, target_inputs = request.inputs
     source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
     expected = outputs(source, source_inputs, forward)
     with changed_attributes(target, plan.attributes):
@@ -320,7 +306,7 @@ def _measure(
 def _copy_error(request: _Request, plan: GrowthPlan, grown: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> float:
     """The output error when copies run in place of what they copy, in both modules."""
     source, target, forward = request.source, request.target, request.forward
-    own_inputs, target_inputs = _examples(source, target, request.example_inputs)
+    own_inputs, target_inputs = request.inputs
     source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)

@@ -151,12 +151,14 @@ def shared_inputs(
         positions: For every dimension of every tensor, the target's positions that the source has too.
         kept: Their positions in the source.
     """
-    rest = iter(zip(positions, kept, strict=True))
+    examples = (leaf for leaf in tree_leaves(source_inputs) if isinstance(leaf, Tensor))
+    rest = iter(zip(positions, kept, examples, strict=True))
 
-    def take(leaf: Any, own: Any) -> Any:
+    def take(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        for dim, (there, here) in enumerate(zip(*next(rest), strict=True)):
+        *places, own = next(rest)
+        for dim, (there, here) in enumerate(zip(*places, strict=True)):
             same = len(there) == leaf.shape[dim] and bool((there == torch.arange(len(there))).all())
             leaf = leaf if same else leaf.index_select(dim, there.to(leaf.device))
             if len(here) < own.shape[dim]:
@@ -164,4 +166,4 @@ def shared_inputs(
                 leaf = own[:batch].index_copy(dim, here.to(leaf.device), leaf[:batch])
         return leaf
 
-    return tree_map(take, target_inputs, source_inputs)
+    return tree_map(take, target_inputs)

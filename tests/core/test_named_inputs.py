@@ -203,6 +203,20 @@ def test_every_axis_of_an_input_that_grows_without_names_is_said(source, target,
         grow(source(), target(), allow_input_growth=True)
 
 
+def test_a_batch_of_another_size_is_no_new_input():
+    source, target = make(OLD), make(["new", *OLD])
+    source.example_input_array = source.example_input_array[:5]
+    assert grow(source, target, allow_input_growth=True).function_preserving
+
+
+@pytest.mark.parametrize("orders", [("yx", "yx"), ("xy", "yx"), ("yx", "xy")])
+def test_names_are_those_of_forwards_first_parameter(orders):
+    source, target = Two("abc", 2, orders[0]), Two("dabc", 2, orders[1])
+    grow(source, target, allow_input_growth=True)
+    x, y = torch.randn(5, 4), torch.randn(5, 2)
+    torch.testing.assert_close(target(x, y), source(x[:, 1:], y))
+
+
 def test_names_of_channels_are_refused():
     with pytest.raises(
         RefusedGrowth, match="do not fit the last axis of the first input: the source has 3 names for 5"
