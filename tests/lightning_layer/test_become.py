@@ -1,4 +1,8 @@
 import copy
+import dataclasses
+import functools
+import math
+import operator
 
 import pytest
 import torch
@@ -27,7 +31,7 @@ class Attending(nn.Module):
         self.head = nn.Linear(width, 11, bias=False)
         self.head.weight = self.embed.weight
         self.scale = width**-0.5
-        self.register_buffer("positions", torch.randn(7, width), persistent=False)
+        self.register_buffer("positions", torch.linspace(-1, 1, 7 * width).reshape(7, width), persistent=False)
 
     def forward(self, x):
         return self.head(self.layer(self.embed(x) + self.positions) * self.scale)
@@ -49,7 +53,89 @@ class Convolving(nn.Module):
 
 
 TOKENS, SERIES = torch.arange(14).reshape(2, 7) % 11, torch.randn(4, 7, 3)
+
+
+@dataclasses.dataclass
+class Config:
+    width: int
+
+
+class Attributed(nn.Module):
+    """Two layers, and the width once more in an attribute of another kind."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, width), nn.Linear(width, 2)
+        self.build(width)
+
+    def forward(self, x):
+        return self.second(self.scale(torch.relu(self.first(x))))
+
+
+class Closure(Attributed):
+    def build(self, width):
+        self.scale = lambda x: x / math.sqrt(width)
+
+
+class ClosureOverSelf(Attributed):
+    def build(self, width):
+        self.scale = lambda x: x / math.sqrt(width) + self.first.weight.mean()
+
+
+class Partial(Attributed):
+    def build(self, width):
+        self.scale = functools.partial(torch.mul, width**-0.5)
+
+
+class Method(Attributed):
+    def build(self, width):
+        self.config, self.scale = Config(width), self.by_config
+
+    def by_config(self, x):
+        return x / self.config.width
+
+
+class TensorAttribute(Attributed):
+    def build(self, width):
+        self.factor = torch.tensor(width**-0.5)
+
+    def scale(self, x):
+        return x * self.factor
+
+
+class HiddenBuffer(Attributed):
+    def build(self, width):
+        self.register_buffer("factor", torch.tensor(width**-0.5), persistent=False)
+
+    def scale(self, x):
+        return x * self.factor
+
+
+class InSubmodule(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer, self.closure = nn.Linear(3, 2), nn.Sequential(Closure(width))
+
+    def forward(self, x):
+        return self.layer(x) + self.closure(x)
+
+
+class ListOfBlocks(nn.Module):
+    def __init__(self, width, blocks=1):
+        super().__init__()
+        self.stem, self.net = nn.Linear(3, width), nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.order = {"net": list(self.net)}
+
+    def forward(self, x):
+        return functools.reduce(lambda value, block: value + block(value), self.order["net"], self.stem(x))
+
+
 CASES = {
+    **{
+        cls.__name__: (functools.partial(cls, 4), functools.partial(cls, 6), torch.ones(5, 3))
+        for cls in (Closure, ClosureOverSelf, Partial, Method, TensorAttribute, HiddenBuffer, InSubmodule, ListOfBlocks)
+    },
+    "a list of blocks, deeper": (lambda: ListOfBlocks(4), lambda: ListOfBlocks(4, 3), torch.ones(5, 3)),
     "LSTM, wider": (lambda: Recurrent(4), lambda: Recurrent(6), SERIES),
     "LSTM, more layers": (lambda: Recurrent(4), lambda: Recurrent(6, 2), SERIES),
     "attention, tied": (lambda: Attending(4, 2), lambda: Attending(8, 4), TOKENS),
@@ -65,7 +151,7 @@ def test_it_computes_what_the_grown_module_computes(small, large, inputs):
     twin = copy.deepcopy(grown)
     become(module.eval(), grown, fresh)
     module.load_state_dict(twin.state_dict())
-    assert torch.equal(module(inputs), expected)
+    torch.testing.assert_close(module(inputs), expected, rtol=0, atol=0)
     assert repr(module) == repr(twin)
     assert [name for name, _ in module.named_parameters()] == [name for name, _ in twin.named_parameters()]
 
@@ -106,3 +192,48 @@ def test_new_layers_are_in_the_mode_of_what_holds_them():
     module = Convolving(4).eval()
     become(module, Convolving(4, 2), Convolving(4))
     assert not any(part.training for part in module.modules())
+
+
+class Kept(nn.Module):
+    """What an optimizer or a run may hold of a module."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+        self.config, self.seen, self.state = Config(width), [], torch.zeros(width)
+        self.groups = [{"params": list(self.net.parameters())}]
+        self.register_buffer("hidden", torch.zeros(width), persistent=False)
+        self.register_buffer("mean", torch.zeros(()), persistent=False)
+
+
+def test_what_points_at_its_parameters_points_at_the_new_ones():
+    module = Kept(4)
+    torch.optim.SGD(module.groups, lr=0.1)  # puts its settings into the groups it is given
+    become(module, Kept(6), Kept(4))
+    assert all(map(operator.is_, module.groups[0]["params"], module.net.parameters()))
+    assert module.groups[0]["lr"] == 0.1
+
+
+def test_what_the_run_has_changed_stays_and_what_it_cannot_keep_is_named():
+    module = Kept(4)
+    module.config.width, module.mean, module.state, module.hidden = 7, torch.ones(()), torch.ones(4), torch.ones(4)
+    module.seen.append(3)
+    assert become(module, Kept(6), Kept(4)) == ["hidden", "state"]
+    assert (module.config.width, float(module.mean), module.seen) == (7, 1.0, [3])
+    assert (module.hidden.shape, module.state.shape) == ((6,), (6,))
+
+
+def test_a_compiled_part_becomes_the_new_one():
+    def wrap(width):
+        return nn.ModuleDict(
+            {"net": torch.compile(nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2)), backend="eager")}
+        )
+
+    module, twin = wrap(4), wrap(6)
+    own = module["net"]._orig_mod
+    become(module, wrap(6), wrap(4))
+    module.load_state_dict(twin.state_dict())
+    assert module["net"]._orig_mod is own
+    inputs = torch.ones(2, 3)
+    torch.testing.assert_close(own(inputs), twin["net"]._orig_mod(inputs), rtol=0, atol=0)
+    torch.testing.assert_close(module["net"](inputs), own(inputs), rtol=0, atol=0)
