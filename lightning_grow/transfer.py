@@ -259,6 +259,11 @@ def _write_in_place(request: _Request) -> TransferReport:
     return _report(plan, state, request.seed, None, None)
 
 
+def paired_inputs(plan: GrowthPlan, source_inputs: Any, target_inputs: Any) -> tuple[Any, Any]:
+    """The arguments that make both modules of a plan comparable: the source's, and the target's."""
+    return shared_inputs(target_inputs, source_inputs, plan.input_positions, plan.source_positions), target_inputs
+
+
 def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
     """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
     return dict((_materialised(target, seed) if _is_meta(target) else target).state_dict())
@@ -290,8 +295,7 @@ def _measure(
 ) -> tuple[float, float]:
     """The output error and the limit for it."""
     source, target, forward = request.source, request.target, request.forward
-    own_inputs, target_inputs = request.inputs
-    source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
+    source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
     expected = outputs(source, source_inputs, forward)
     with changed_attributes(target, plan.attributes):
         got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
@@ -306,8 +310,7 @@ def _measure(
 def _copy_error(request: _Request, plan: GrowthPlan, grown: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> float:
     """The output error when copies run in place of what they copy, in both modules."""
     source, target, forward = request.source, request.target, request.forward
-    own_inputs, target_inputs = request.inputs
-    source_inputs = shared_inputs(target_inputs, own_inputs, plan.input_positions, plan.source_positions)
+    source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
         for original, copy in stand_in.items()

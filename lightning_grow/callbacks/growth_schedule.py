@@ -1,7 +1,7 @@
 """Grow inside one run, stage by stage: the callback."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,9 +25,12 @@ from lightning_grow.become import become
 from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, print_report
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.live import same_function
 from lightning_grow.plan import refuse
 from lightning_grow.plateau import Plateau
-from lightning_grow.transfer import plan_growth
+from lightning_grow.rollback import all_or_nothing
+from lightning_grow.trainable import Trainable
+from lightning_grow.transfer import Transfer, paired_inputs, plan_growth
 
 PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth", "drop_inputs")
 """The options that a plan depends on."""
@@ -100,13 +103,11 @@ class GrowthSchedule(ArchTransfer):
         current = self.find_stage(find_hparams(pl_module))
         for number in range(current + 1, len(self.stages) + 1):
             small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
-            try:
+            with _naming_stage(number):
                 plan = plan_growth(small, large, **{key: self.options[key] for key in PLANNED})
                 refuse(plan)
                 if plan.is_trivial:
                     raise RefusedGrowth(f"{self.stages[number - 1]} changes no shape. Leave it out, or make it bigger.")
-            except RefusedGrowth as error:
-                raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,36 +155,62 @@ class GrowthSchedule(ArchTransfer):
         own = self.find_stage(find_hparams(pl_module))
         if stage <= own:
             return
-        checkpoint, averages = _take_snapshot(trainer, pl_module), _find_averages(trainer)
-        growth = grow_checkpoint(
-            checkpoint, self._build(pl_module, stage), path=f"stage {own}", source=self.source, **self.options
-        )
+        checkpoint, target = _take_snapshot(trainer, pl_module), self._build(pl_module, stage)
+        modules = [pl_module, *(average.module for average in _find_averages(trainer))]
+        growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **self.options)
         if growth is None:
             return
-        rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {self.stages[stage - 1]}.")
+        with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
+            trainable, warmup = Trainable.of(pl_module, trainer.optimizers), self._warmup
+            with self._keeping_function(modules, target, growth.transfer):
+                self._change(trainer, pl_module, stage, checkpoint)
+            # What Lightning does before the first step: device, precision, the DDP wrapper, the optimizers.
+            trainer.strategy.model = pl_module
+            trainer.strategy.setup(trainer)
+            trainable.check(pl_module, trainer.optimizers)
+            changes = self.stages[stage - 1]
+            rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {changes}.")
+            self._carry_optimizers(trainer, pl_module, checkpoint, growth)
+            _load_training_state(trainer, checkpoint)
         print_report(growth)
-        self._warmup.detach()
-        self._become(trainer, pl_module, stage)
-        pl_module.load_state_dict(checkpoint["state_dict"])
-        restore_attributes(pl_module, checkpoint)
-        for average, state in zip(averages, checkpoint["callbacks"].values(), strict=True):
-            average.module.load_state_dict(state["average_model_state"])
-            average.to(pl_module.device)
-        # What Lightning does before the first step: device, precision, the DDP wrapper, the optimizers.
-        trainer.strategy.model = pl_module
-        trainer.strategy.setup(trainer)
-        self._carry_optimizers(trainer, pl_module, checkpoint, growth)
-        _load_training_state(trainer, checkpoint)
+        warmup.detach()
         self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
 
-    def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> None:
-        """Change the module and every averaged copy of it, and what they say of themselves."""
-        hparams = self._hparams(pl_module, stage)
+    def _change(self, trainer: Trainer, pl_module: LightningModule, stage: int, checkpoint: Mapping[str, Any]) -> None:
+        """Make the module that of a stage, and every average of it, with the weights of a grown checkpoint."""
+        lost = self._become(trainer, pl_module, stage)
+        if lost:
+            raise RefusedGrowth(
+                f"{', '.join(lost)}: of the architecture's shape, changed by the run, and in no state dict, so what it "
+                "holds would be lost. Register it as a buffer (self.register_buffer) that forward reads, so that it "
+                "grows with the layers, or empty it before the stage begins."
+            )
+        pl_module.load_state_dict(checkpoint["state_dict"])
+        restore_attributes(pl_module, checkpoint)
+        for average, state in zip(_find_averages(trainer), checkpoint["callbacks"].values(), strict=True):
+            average.module.load_state_dict(state["average_model_state"])
+            average.to(pl_module.device)
+
+    def _keeping_function(
+        self, modules: list[Any], target: nn.Module, transfer: Transfer
+    ) -> AbstractContextManager[None]:
+        """The check of the growth itself, now on the modules that live."""
+        report = transfer.report
+        if report.tolerance is None or not report.function_preserving:
+            return nullcontext()
+        inputs = paired_inputs(modules[0], target, transfer.plan, self.options["example_inputs"])
+        return same_function(modules, *inputs, self.options["forward"], report.tolerance)
+
+    def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[str]:
+        """Change the module and every averaged copy of it, and what they say of themselves; see `become`."""
+        hparams, fresh = self._hparams(pl_module, stage), self._build(pl_module, 0)
         modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
-        fresh, grown = self._build(pl_module, 0), self._build(pl_module, stage)
-        for module in modules:
-            become(module, copy.deepcopy(grown), fresh)
+        built = [self._build(pl_module, stage) for _ in modules]
+        lost: list[str] = []
+        for module, grown in zip(modules, built, strict=True):
+            lost += become(module, grown, fresh)
             module.hparams.update(hparams)
+        return lost
 
     def _build(self, pl_module: LightningModule, stage: int) -> nn.Module:
         """A new module of a stage, or of the one that `pl_module` has reached if that is later; alike in every run."""
@@ -215,6 +242,14 @@ def override(hparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         first, _, rest = name.partition(".")
         changed[first] = override(changed.get(first) or {}, {rest: value}) if rest else value
     return changed
+
+
+@contextmanager
+def _naming_stage(number: int) -> Iterator[None]:
+    try:
+        yield
+    except RefusedGrowth as error:
+        raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
 
 
 def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

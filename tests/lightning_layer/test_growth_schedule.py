@@ -154,6 +154,155 @@ def test_the_average_computes_what_it_did_at_each_stage(tmp_path):
         torch.testing.assert_close(found[step, "after"], found[step, "before"], **CLOSE)
 
 
+class Held(Stack):
+    """Keeps more of its architecture than layers."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.width, self.scale = hidden_dims[0], lambda x: x / hidden_dims[0] ** 0.5
+        self.groups = [{"params": list(self.net.parameters())}]
+        self.order = list(self.net)
+
+    def forward(self, x):
+        for layer in self.order:
+            x = layer(x)
+        return self.scale(x)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.groups, lr=1e-2)
+
+
+def test_what_a_module_keeps_beside_its_layers_grows_too(tmp_path):
+    before, after, module = Outputs(), Outputs(), make(Held)
+    schedule = GrowthSchedule(STAGES, at=[8, 20], num_warmup_steps=0)
+    fit(module, tmp_path, before, schedule, after, max_epochs=4)
+    torch.testing.assert_close(module.scale(torch.ones(())), torch.tensor(0.25))
+    assert module.net[2].weight[:, 8:].abs().min() > 0  # so the optimizer has the new ones
+    for step in (8, 20):
+        torch.testing.assert_close(after.seen[step][1], before.seen[step][1], **CLOSE)
+
+
+class State(Stack):
+    """Gathers, outside of any state dict, one value for every unit."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.mean = torch.zeros(hidden_dims[-1])
+
+    def on_train_batch_end(self, *_):
+        self.mean = self.mean + 1
+
+
+class Opaque:
+    __slots__ = ("width",)
+
+    def __init__(self, width):
+        self.width = width
+
+
+class Opened(Stack):
+    """Knows its width by an object that nobody can look into."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.known = Opaque(hidden_dims[-1])
+
+    def forward(self, x):
+        return self.net(x) / self.known.width
+
+
+class Shaping(Opened):
+    def forward(self, x):
+        return self.net[2](self.net[:2](x).reshape(-1, self.known.width))
+
+
+class Frozen(Stack):
+    """Hands its optimizer what it had when its layers were made."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.known = {*self.net.parameters()}
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW([*self.known], lr=1e-2)
+
+
+class Partly(Stack):
+    """Trains the first stage only."""
+
+    def configure_optimizers(self):
+        small = self.net[0].out_features == 8
+        return torch.optim.AdamW(self.parameters() if small else self.net[2].parameters(), lr=1e-2)
+
+
+class Adding(Stack):
+    """Adds a group to its optimizer in the run."""
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net[0].parameters(), lr=1e-2)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.trainer.optimizers[0].add_param_group({"params": [*self.net[2].parameters()]})
+
+
+LATE = {
+    "state of the units": (State, r"stage 1: mean: .*in no state dict.*register_buffer"),
+    "an attribute it cannot see": (Opened, "stage 1: Opened computes something else .* of its output scale"),
+    "a forward that fails": (Shaping, "stage 1: Shaping computes something else .* forward fails, RuntimeError"),
+    "dead parameters": (Frozen, r"stage 1: optimizer 0 \(AdamW\) holds parameters that .* no longer has \(net\."),
+    "untrained parameters": (Partly, r"stage 1: no optimizer trains net\.0\.bias, net\.0\.weight"),
+    "a group of the run": (Adding, "stage 1: optimizer 0 has 2 parameter groups, but 1 as"),
+}
+
+
+class Keep(L.Callback):
+    """What there is when an error comes up, and what there was before the batch in which it did."""
+
+    def look(self, trainer, module):
+        optimizer = trainer.optimizers[0]
+        state = [item for values in optimizer.state.values() for item in values.values()]
+        held = [*map(id, (optimizer, trainer.strategy.model, *module.modules(), *module.parameters()))]
+        return held, dict(module.hparams), [*weights(module).values(), *state], getattr(module, "known", None)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        held, hparams, tensors, known = self.look(trainer, pl_module)
+        self.before = held, hparams, [tensor.clone() for tensor in tensors], known
+
+    def on_exception(self, trainer, pl_module, exception):
+        self.after = self.look(trainer, pl_module)
+
+
+@pytest.mark.parametrize("optimizer", ["reset", "transfer"])
+@pytest.mark.parametrize("case", LATE)
+def test_what_shows_only_at_the_stage_is_refused_and_nothing_has_changed(tmp_path, case, optimizer):
+    cls, words = LATE[case]
+    keep, schedule = Keep(), GrowthSchedule(STAGES[:1], at=[12], optimizer=optimizer)
+    with pytest.raises(RefusedGrowth, match=words):
+        fit(make(cls), tmp_path, keep, schedule, max_epochs=3)
+    (*before, tensors, known), (*after, now, known_now) = keep.before, keep.after
+    assert before == after
+    assert known is known_now
+    assert all(map(torch.equal, now, tensors))
+    assert not [*tmp_path.glob("growth_report*")]
+
+
+def test_the_check_of_the_living_module_leaves_no_trace(tmp_path):
+    class Counting(Stack):
+        def __init__(self, hidden_dims=(8,), **hparams):
+            super().__init__(hidden_dims, **hparams)
+            self.calls, self.shapes = 0, {}
+
+        def forward(self, x):
+            self.calls += 1
+            self.shapes[x.shape] = self.calls
+            return self.net(x)
+
+    module = make(Counting)
+    fit(module, tmp_path, GrowthSchedule(STAGES, at=[2, 5]), max_epochs=1, limit_val_batches=0)
+    assert (module.calls, [*module.shapes]) == (8, [(4, 4)])
+
+
 def test_accumulated_gradients_are_not_cut_in_two(tmp_path):
     after = Outputs()
     fit(make(), tmp_path, GrowthSchedule(STAGES[:1], at=[0]), after, accumulate_grad_batches=4, max_epochs=1)

@@ -1,0 +1,69 @@
+"""Hold a living module to its function through a change: what holds for a newly built one need not hold for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_grow.architecture import untouched_rng
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.rollback import unchanged_attributes
+from lightning_grow.trace import Forward
+from lightning_grow.verify import output_error, outputs
+
+
+@contextmanager
+def same_function(
+    modules: Sequence[nn.Module], before: Any, after: Any, forward: Forward | None, limit: float
+) -> Iterator[None]:
+    """Refuse what the block does to modules if they then compute something else; the modules are not put back.
+
+    Args:
+        modules: The modules that the block changes.
+        before: The example inputs that they take before.
+        after: The same, as they take them afterwards.
+        forward: Instead of their own forward.
+        limit: The largest relative output error.
+
+    Raises:
+        RefusedGrowth: A module computes something else, or cannot be run any more.
+
+    >>> layer = nn.Linear(2, 3)
+    >>> with same_function([layer], torch.ones(1, 2), torch.ones(1, 2), None, 1e-6):
+    ...     layer.weight.data += 1
+    Traceback (most recent call last):
+    lightning_grow.errors.RefusedGrowth: Linear computes something else after the growth: ...
+    """
+    expected = [_run(module, before, forward) for module in modules]
+    yield
+    for module, old in zip(modules, expected, strict=True):
+        try:
+            error = output_error(old, _run(module, after, forward))
+        except Exception as failure:  # any code may run in a forward
+            raise RefusedGrowth(
+                _explain(module, f"its forward fails, {type(failure).__name__}: {failure}")
+            ) from failure
+        if not error <= limit:
+            raise RefusedGrowth(_explain(module, f"by {error:.1e} of its output scale, expected at most {limit:.1e}"))
+
+
+def _run(module: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor]:
+    """One pass that leaves no trace: not in buffers, random states, or attributes that the forward sets."""
+    device = next((item.device for item in module.parameters()), torch.device("cpu"))
+    inputs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    with untouched_rng(), unchanged_attributes([module]), torch.compiler.set_stance("force_eager"):
+        return outputs(module, inputs, forward)
+
+
+def _explain(module: nn.Module, what: str) -> str:
+    return (
+        f"{type(module).__name__} computes something else after the growth: {what}. A newly built module of this "
+        "architecture kept the function, so the cause is an attribute of this one that goes with the architecture and "
+        "that the run has changed, or that cannot be compared. Keep such values in registered buffers, or compute them "
+        "in forward; or grow between two runs, with ArchTransfer."
+    )
