@@ -1,12 +1,16 @@
 """What a checkpoint says about the module that wrote it, and that module built again."""
 
+import dataclasses
 import inspect
 import random
 import sys
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -125,17 +129,53 @@ def align_names(state: Mapping[str, Any], like: Iterable[str]) -> dict[str, Any]
 
 
 def to_plain(value: Any) -> Any:
-    """Containers as plain ones: OmegaConf's resolved to dicts and lists, every other value as it is.
+    """Containers as plain ones (OmegaConf's resolved), NumPy's numbers as Python's, every other value as it is.
 
     >>> to_plain({"hidden_dims": [64, 64]})
     {'hidden_dims': [64, 64]}
     """
-    omegaconf = sys.modules.get("omegaconf")  # who never imported it has none of its objects
-    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
-        return omegaconf.OmegaConf.to_container(value, resolve=True)
+    if _is_config(value):
+        return sys.modules["omegaconf"].OmegaConf.to_container(value, resolve=True)
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
     return type(value)(map(to_plain, value)) if type(value) in (list, tuple, set) else value
+
+
+def find_fields(value: Any) -> dict[str, Any] | None:
+    """The named parts of a mapping, a namespace or a dataclass; None for anything else.
+
+    >>> find_fields(Namespace(width=8)), find_fields(8)
+    ({'width': 8}, None)
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (Namespace, SimpleNamespace)):
+        return dict(vars(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def in_kind(value: Any, like: Any) -> Any:
+    """A plain container as one of the kind of another, inside and out: an OmegaConf, a namespace, a dataclass.
+
+    >>> in_kind({"model": {"width": 16}}, {"model": Namespace(width=8)})
+    {'model': Namespace(width=16)}
+    """
+    if _is_config(like) and type(value) in (dict, list):
+        return sys.modules["omegaconf"].OmegaConf.create(value)
+    fields = find_fields(like)
+    if fields is None or not isinstance(value, Mapping):
+        return value
+    content = {key: in_kind(item, fields.get(key)) for key, item in value.items()}
+    if isinstance(like, Mapping):
+        return type(like)(content)  # type: ignore[call-arg]
+    if isinstance(like, (Namespace, SimpleNamespace)):
+        return type(like)(**content)
+    return dataclasses.replace(like, **content)
 
 
 def is_plain(value: Any) -> bool:
@@ -149,6 +189,15 @@ def is_plain(value: Any) -> bool:
     if type(value) in (list, tuple, set):
         return all(map(is_plain, value))
     return type(value) in PLAIN
+
+
+def is_comparable(value: Any) -> bool:
+    """Whether two values of this kind can be told apart: plain ones, enums, and fields that hold such.
+
+    >>> is_comparable(Namespace(width=8)), is_comparable(print)
+    (True, False)
+    """
+    return is_plain(_bare(value))
 
 
 def find_hparams(module: nn.Module) -> dict[str, Any]:
@@ -169,13 +218,14 @@ def checkpoint_hparams(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each hyperparameter that differs, as (source's, target's); a list equals the tuple of the same items.
 
-    Only plain values are compared: two objects of equal meaning need not be equal.
+    Only plain values, enums and the fields of dataclasses are compared: other objects of equal meaning need not be
+    equal.
 
     >>> compare_hparams({"hidden_dims": (64,), "lr": 0.1}, {"hidden_dims": [128], "lr": 0.1})
     {'hidden_dims': ((64,), [128])}
     """
     pairs = {key: (source.get(key, ABSENT), target.get(key, ABSENT)) for key in [*source, *target]}
-    return {key: pair for key, pair in pairs.items() if all(map(is_plain, pair)) and not _equal(*pair)}
+    return {key: pair for key, pair in pairs.items() if all(map(is_comparable, pair)) and not _equal(*map(_bare, pair))}
 
 
 def rebuild_source(
@@ -212,14 +262,14 @@ def build_module(
     """Build a new module of the same class from hyperparameters, or by `source`, which takes them as a dict.
 
     Args:
-        like: Gives the class.
+        like: Gives the class, and the kinds of containers that its hyperparameters are.
         hparams: The hyperparameters; those that `__init__` does not take are left out.
         source: Builds the module instead.
         hparams_name: The argument that takes all of them, where they were saved under one name.
     """
     if source is not None:
         return source(dict(hparams))
-    return type(like)(**_init_arguments(type(like), hparams, hparams_name))
+    return type(like)(**_init_arguments(type(like), in_kind(hparams, getattr(like, "hparams", None)), hparams_name))
 
 
 @contextmanager
@@ -241,7 +291,7 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module
     with untouched_rng():
         try:
             with torch.device("meta"):
-                module = _configure(build())
+                module = configure(build())
             _assign(module, state)
             if not _has_meta_tensors(module):
                 return module
@@ -251,7 +301,7 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module
             pass
         try:
             with torch.device("cpu"):
-                module = _configure(build())
+                module = configure(build())
         except Exception as error:
             raise RefusedGrowth(
                 f"the checkpoint's module cannot be built from its hyperparameters "
@@ -261,7 +311,8 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module
         return module
 
 
-def _configure(module: nn.Module) -> nn.Module:
+def configure(module: nn.Module) -> nn.Module:
+    """Let a LightningModule make the layers that it makes in `configure_model`; returns the module."""
     configure_model: Callable[[], None] | None = getattr(module, "configure_model", None)
     if configure_model is not None:
         configure_model()
@@ -341,10 +392,27 @@ def _init_arguments(cls: type, hparams: Mapping[str, Any], hparams_name: str | N
     kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
     open_end = inspect.Parameter.VAR_KEYWORD
     if hparams_name is not None and kinds.get(hparams_name, open_end) is not open_end:
-        return {hparams_name: dict(hparams)}
+        return {hparams_name: hparams}
     if open_end in kinds.values():
         return {key: value for key, value in hparams.items() if not key.startswith("_")}
     return {key: value for key, value in hparams.items() if key in kinds}
+
+
+def _is_config(value: Any) -> bool:
+    omegaconf = sys.modules.get("omegaconf")  # who never imported it has none of its objects
+    return omegaconf is not None and bool(omegaconf.OmegaConf.is_config(value))
+
+
+def _bare(value: Any) -> Any:
+    """A value as plain as it gets: an enum's own value, the fields of a dataclass as a dict."""
+    value, fields = to_plain(value), find_fields(value)
+    if isinstance(value, Enum):
+        return _bare(value.value)
+    if fields is not None and not isinstance(value, Mapping):
+        value = fields
+    if isinstance(value, dict):
+        return {key: _bare(item) for key, item in value.items()}
+    return type(value)(map(_bare, value)) if type(value) in (list, tuple, set) else value
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -15,7 +15,11 @@ from lightning_grow.architecture import (
     build_module,
     checkpoint_hparams,
     compare_hparams,
+    configure,
+    find_fields,
     find_hparams,
+    in_kind,
+    is_comparable,
     record_architecture,
     restore_attributes,
     to_plain,
@@ -77,6 +81,13 @@ class GrowthSchedule(ArchTransfer):
         if at is not None and list(at) != sorted(set(at)):
             raise ValueError(f"Expected at to be ascending, but got {list(at)}.")
         self.stages = [dict(to_plain(stage)) for stage in stages]
+        for number, stage in enumerate(self.stages, start=1):
+            for name, value in stage.items():
+                if not is_comparable(value):
+                    raise ValueError(
+                        f"Expected stage {number} to set {name!r} to something that a reached stage can be told by (a "
+                        f"number, a string, an enum, or a list, dict or dataclass of such), but got {value!r}."
+                    )
         self.at = None if at is None else list(at)
         self.plateau = None if on_plateau is None else Plateau(**on_plateau)
 
@@ -209,15 +220,24 @@ class GrowthSchedule(ArchTransfer):
         lost: list[str] = []
         for module, grown in zip(modules, built, strict=True):
             lost += become(module, grown, fresh)
-            module.hparams.update(hparams)
+            for name in compare_hparams(find_hparams(module), hparams):
+                module.hparams[name] = in_kind(hparams[name], module.hparams.get(name))
         return lost
 
     def _build(self, pl_module: LightningModule, stage: int) -> nn.Module:
         """A new module of a stage, or of the one that `pl_module` has reached if that is later; alike in every run."""
         name: Any = getattr(pl_module, "_hparams_name", None)
+        hparams = self._hparams(pl_module, stage)
         with untouched_rng():
             torch.manual_seed(self.options["seed"] + stage)
-            return build_module(pl_module, self._hparams(pl_module, stage), self.source, name)
+            try:
+                return configure(build_module(pl_module, hparams, self.source, name))
+            except Exception as error:  # any code may run in an __init__
+                raise RefusedGrowth(
+                    f"{type(pl_module).__name__} cannot be built from the hyperparameters it keeps, {sorted(hparams)} "
+                    f"({type(error).__name__}: {error}). Keep all that its __init__ needs (save_hyperparameters "
+                    "without ignore=), or pass source= (a callable hparams -> nn.Module) to GrowthSchedule."
+                ) from error
 
     def _hparams(self, pl_module: LightningModule, stage: int) -> dict[str, Any]:
         hparams = find_hparams(pl_module)
@@ -232,7 +252,10 @@ class GrowthSchedule(ArchTransfer):
 
 
 def override(hparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with some changed; dots reach into nested ones.
+    """Hyperparameters with some changed; dots reach into nested ones, which stay of their kind.
+
+    Raises:
+        RefusedGrowth: A name reaches into something without named parts.
 
     >>> override({"model": {"width": 8, "depth": 2}, "lr": 0.1}, {"model.width": 16})
     {'model': {'width': 16, 'depth': 2}, 'lr': 0.1}
@@ -240,7 +263,14 @@ def override(hparams: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     changed = dict(hparams)
     for name, value in changes.items():
         first, _, rest = name.partition(".")
-        changed[first] = override(changed.get(first) or {}, {rest: value}) if rest else value
+        inner = changed.get(first)
+        fields = {} if inner is None else find_fields(inner)
+        if rest and fields is None:
+            raise RefusedGrowth(
+                f"{name!r} reaches into {first!r}, which is of the type {type(inner).__name__}: expected a dict, a "
+                f"namespace or a dataclass. Set {first!r} as a whole."
+            )
+        changed[first] = in_kind(override(fields or {}, {rest: value}), inner) if rest else value
     return changed
 
 

@@ -1,11 +1,17 @@
 """Growing inside one fit, on real Trainers and files."""
 
+import argparse
+import copy
+import dataclasses
+import enum
 import json
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -15,6 +21,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
 
 from lightning_grow import ArchTransfer, GrowthSchedule, RefusedGrowth
@@ -376,6 +383,151 @@ def test_stochastic_weight_averaging_is_refused(tmp_path):
 def test_wrong_settings_are_said_at_once(arguments, words):
     with pytest.raises(ValueError, match=words):
         GrowthSchedule(STAGES, **arguments)
+
+
+@pytest.mark.parametrize("value", [object(), torch.nn.ReLU(), [print]])
+def test_a_stage_that_could_not_be_told_is_said_at_once(value):
+    with pytest.raises(ValueError, match="stage 1 to set 'cfg' to something that a reached stage can be told by"):
+        GrowthSchedule([{"cfg": value}], at=[1])
+
+
+class Width(enum.IntEnum):
+    SMALL, LARGE = 8, 12
+
+
+class Kind(enum.Enum):
+    SMALL, LARGE = "small", "large"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    width: int
+    rate: float = 1e-2
+
+
+class Configured(Stack):
+    """Takes all in one argument, whatever gives its width."""
+
+    def __init__(self, cfg, read=None):
+        L.LightningModule.__init__(self)
+        self.save_hyperparameters(ignore=["read"])
+        self.width = read(cfg)
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, self.width), torch.nn.ReLU(), torch.nn.Linear(self.width, 2))
+        self.example_input_array = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Direct(Configured):
+    def __init__(self, cfg):
+        super().__init__(cfg, int)
+
+
+class ByName(Configured):
+    def __init__(self, cfg):
+        super().__init__(cfg, lambda kind: Width[kind.name].value)
+
+
+class ByAttribute(Configured):
+    def __init__(self, cfg):
+        super().__init__(cfg, lambda cfg: cfg.width)
+
+
+class ByKey(Configured):
+    def __init__(self, cfg):
+        super().__init__(cfg, lambda cfg: cfg["model"].width)
+
+
+KINDS = {
+    "an integer enum": (Direct, Width.SMALL, {"cfg": Width.LARGE}),
+    "an enum": (ByName, Kind.SMALL, {"cfg": Kind.LARGE}),
+    "a number of NumPy": (Direct, 8, {"cfg": np.int64(12)}),
+    "a dataclass": (ByAttribute, Config(8), {"cfg": Config(12)}),
+    "a field of a dataclass": (ByAttribute, Config(8), {"cfg.width": 12}),
+    "a name in a namespace": (ByAttribute, argparse.Namespace(width=8, rate=1), {"cfg.width": 12}),
+    "a namespace in a dict": (ByKey, {"model": SimpleNamespace(width=8)}, {"cfg.model.width": 12}),
+    "a key of an OmegaConf": (ByAttribute, OmegaConf.create({"width": 8, "rate": "${.width}"}), {"cfg.width": 12}),
+    "a whole OmegaConf": (ByAttribute, OmegaConf.create({"width": 8}), {"cfg": OmegaConf.create({"width": 12})}),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_hyperparameters_of_any_kind_stay_of_that_kind(tmp_path, case):
+    cls, small, stage = KINDS[case]
+
+    def run(max_epochs, ckpt_path=None):
+        module, trainer = (
+            make(cls, cfg=copy.deepcopy(small)),
+            make_trainer(tmp_path, GrowthSchedule([stage], at=[8]), max_epochs=max_epochs),
+        )
+        trainer.fit(module, batches(), batches(), ckpt_path=ckpt_path, weights_only=False)
+        return module, trainer
+
+    straight, trainer = run(2)
+    assert (straight.width, straight.net[0].out_features) == (12, 12)
+    assert type(straight.hparams.cfg) is type(stage.get("cfg", small) if "NumPy" not in case else 1)
+    trainer.save_checkpoint(tmp_path / "grown.ckpt")
+    resumed, _ = run(3, tmp_path / "grown.ckpt")
+    assert resumed.net[0].out_features == 12
+    assert type(resumed.hparams.cfg) is type(straight.hparams.cfg)
+
+
+@pytest.mark.parametrize("kind", [OmegaConf.create, lambda values: argparse.Namespace(**values)])
+def test_a_file_whose_hyperparameters_are_one_object_grows(tmp_path, kind):
+    small, large = (ByAttribute(kind({"width": width})) for width in (8, 12))
+    trainer = make_trainer(tmp_path, GrowthSchedule([{"cfg.width": 10}], at=[4]), max_epochs=1)
+    trainer.fit(small, batches(), batches())
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    trainer = make_trainer(tmp_path, ArchTransfer())
+    trainer.validate(large, batches(), ckpt_path=tmp_path / "small.ckpt", weights_only=False)
+    torch.testing.assert_close(outputs(large), outputs(small), **CLOSE)
+
+
+class Late(Stack):
+    """Makes its layers in configure_model."""
+
+    def __init__(self, width=8):
+        super(Stack, self).__init__()
+        self.save_hyperparameters()
+        self.net = None
+        self.example_input_array = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = torch.nn.Sequential(
+                torch.nn.Linear(4, self.hparams.width), torch.nn.Linear(self.hparams.width, 2)
+            )
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def test_layers_made_in_configure_model_grow(tmp_path):
+    before, after, module = Outputs(), Outputs(), make(Late)
+    schedule = GrowthSchedule([{"width": 12}], at=[4])
+    make_trainer(tmp_path, before, schedule, after, max_epochs=1).fit(module, batches(), batches())
+    assert module.net[0].out_features == 12
+    torch.testing.assert_close(after.seen[4][1], before.seen[4][1], **CLOSE)
+
+
+class Needy(Late):
+    def __init__(self, loss, width=8):
+        super(Stack, self).__init__()
+        self.save_hyperparameters(ignore=["loss"])
+        self.net, self.example_input_array = torch.nn.Linear(4, 2), torch.ones(3, 4)
+
+
+def test_a_module_that_its_hyperparameters_cannot_build_is_told_what_to_do(tmp_path):
+    with pytest.raises(RefusedGrowth, match=r"Needy cannot be built .*\['width'\].*argument: 'loss'.*source="):
+        make_trainer(tmp_path, GrowthSchedule([{"width": 12}], at=[4])).fit(
+            Needy(torch.nn.MSELoss()), batches(), batches()
+        )
+
+
+def test_a_name_that_reaches_into_a_number_is_refused():
+    with pytest.raises(RefusedGrowth, match=r"'width\.x' reaches into 'width', which is of the type int.*as a whole"):
+        override({"width": 8}, {"width.x": 1})
 
 
 def test_nested_hyperparameters_are_reached_by_dots():
