@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map
@@ -96,6 +96,9 @@ class GrowthSchedule(ArchTransfer):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        if self.plateau is not None:
+            self.plateau.forget()
+        self._validated = self._is_of_validation = False  # in this fit: any value, the monitored one
         if trainer.strategy.restore_checkpoint_after_setup:
             raise RefusedGrowth(
                 f"GrowthSchedule grows inside fit on one device or under DDP, not under "
@@ -129,12 +132,32 @@ class GrowthSchedule(ArchTransfer):
         if self.at is not None and stepped:
             self._advance(trainer, pl_module, sum(step <= trainer.global_step for step in self.at))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where Lightning leaves out what a plateau is counted by."""
+        loop = trainer.fit_loop.epoch_loop
+        if self.plateau is not None and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
+            rank_zero_warn(
+                "The checkpoint was saved at an epoch's last step, before its validation, and Lightning (2.6) does not "
+                f"make up for that: on_plateau has no {self.plateau.monitor!r} of this epoch and does not count it. "
+                "Save at the end of the validation or of the epoch to go on as the run itself would have."
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the monitored value now, for a checkpoint of this very moment is resumed without it."""
+        if self.plateau is not None and not trainer.sanity_checking:
+            self._validated = True
+            self._is_of_validation |= self.plateau.take(trainer._logger_connector.metrics["callback"])
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow where the monitored value has stopped getting better."""
         current = self.find_stage(find_hparams(pl_module))
         if self.plateau is None or current == len(self.stages):
             return
-        if trainer.strategy.broadcast(self.plateau.is_over(trainer.callback_metrics)):
+        if not self._is_of_validation:
+            self.plateau.take(trainer.callback_metrics)
+        if self.plateau.new is None and (self._validated or not trainer.enable_validation):
+            self.plateau.refuse_unlogged(trainer.callback_metrics)
+        if trainer.strategy.broadcast(self.plateau.is_over()):
             self._advance(trainer, pl_module, current + 1)
             self.plateau.forget()
 

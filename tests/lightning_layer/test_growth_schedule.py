@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_grow import ArchTransfer, GrowthSchedule, RefusedGrowth
 from lightning_grow.callbacks.growth_schedule import override
@@ -127,6 +128,81 @@ def test_a_plateau_begins_the_next_stage_and_survives_a_resume(tmp_path):
     resumed = Stack()
     fit(resumed, tmp_path, schedule(), ckpt_path=tmp_path / "waiting.ckpt", max_epochs=3)
     assert resumed.net[0].out_features == 12
+
+
+class TrainLogged(Stack):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.training:
+            self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+
+def wait(monitor="val_loss", patience=2, stages=STAGES):
+    """A schedule whose monitored value never counts as better than the first."""
+    return GrowthSchedule(stages, on_plateau={"monitor": monitor, "patience": patience, "min_delta": 1e9})
+
+
+def grown_after(tmp_path, schedule, cls=Stack, **arguments):
+    """The epochs (of 8 steps) after which the module was wider."""
+    after = Outputs()
+    fit(make(cls), tmp_path, schedule, after, **arguments)
+    widths = [width for _, (width, *_) in sorted(after.seen.items())]
+    return [step // 8 - 1 for step in range(1, len(widths)) if widths[step] != widths[step - 1]]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "every", "epochs"), [("val_loss", 1, [2, 5]), ("val_loss", 2, [5]), ("train_loss", 2, [2, 5])]
+)
+def test_only_epochs_with_a_new_value_are_counted(tmp_path, monitor, every, epochs):
+    found = grown_after(tmp_path, wait(monitor), TrainLogged, max_epochs=8, check_val_every_n_epoch=every)
+    assert found == epochs
+
+
+def test_a_plateau_of_one_fit_is_none_of_the_next(tmp_path):
+    schedule = wait()
+    assert [grown_after(tmp_path, schedule, max_epochs=4) for _ in range(2)] == [[2], [2]]
+    assert [grown_after(tmp_path, schedule, max_epochs=2) for _ in range(2)] == [[], []]
+
+
+SAVED = {
+    "the end of an epoch": ({"save_on_train_epoch_end": True}, {}),
+    "the end of a validation": ({"save_on_train_epoch_end": False}, {}),
+    "validations within an epoch": ({"save_on_train_epoch_end": False}, {"val_check_interval": 0.5}),
+    "validations every other epoch": ({"save_on_train_epoch_end": False}, {"check_val_every_n_epoch": 2}),
+}
+
+
+def same_batches():
+    """Eight times the same, for Lightning's resume within an epoch begins with its first batch."""
+    inputs, targets = next(iter(batches()))
+    return DataLoader(TensorDataset(inputs.repeat(8, 1), targets.repeat(8, 1)), batch_size=4)
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_a_plateau_goes_on_from_a_file_of(tmp_path, case):
+    saving, arguments = SAVED[case]
+
+    def run(module, *callbacks, ckpt_path=None):
+        trainer = make_trainer(
+            tmp_path, wait(patience=1), *callbacks, enable_checkpointing=bool(callbacks), max_epochs=4, **arguments
+        )
+        trainer.fit(module, same_batches(), same_batches(), ckpt_path=ckpt_path)
+        return weights(module)
+
+    straight = run(make(), ModelCheckpoint(tmp_path, filename="{step}", monitor="val_loss", save_top_k=-1, **saving))
+    files = sorted(tmp_path.glob("*.ckpt"))
+    assert files
+    for file in files:
+        resumed = run(Stack(), ckpt_path=file)
+        assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items()), file
+
+
+def test_a_resume_that_leaves_a_validation_out_says_so(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=8)
+    fit(make(), tmp_path, wait(), saving, enable_checkpointing=True, max_epochs=1)
+    with pytest.warns(UserWarning, match="has no 'val_loss' of this epoch and does not count it"):
+        fit(Stack(), tmp_path, wait(), ckpt_path=tmp_path / "step=8.ckpt", max_epochs=2)
 
 
 def test_an_average_grows_at_each_stage_and_in_a_resume(tmp_path):
