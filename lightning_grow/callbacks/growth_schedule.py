@@ -105,6 +105,12 @@ class GrowthSchedule(ArchTransfer):
                 f"{type(trainer.strategy).__name__}. Train each stage in a run of its own, with convert_checkpoint in "
                 "between."
             )
+        if "_MultiProcessingLauncher" in (cls.__name__ for cls in type(trainer.strategy.launcher).__mro__):
+            raise RefusedGrowth(
+                "GrowthSchedule grows the modules of the processes that train; where the Trainer spawns or forks those "
+                "itself (ddp_spawn, ddp_fork, ddp_notebook) the fit ends with the main process's module, which has not "
+                'grown. Use strategy="ddp".'
+            )
         if find_callbacks(trainer, "StochasticWeightAveraging"):
             raise RefusedGrowth(
                 "GrowthSchedule and StochasticWeightAveraging both own the learning-rate schedule. Use "

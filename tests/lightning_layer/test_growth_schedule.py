@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_grow import ArchTransfer, GrowthSchedule, RefusedGrowth
@@ -443,6 +444,12 @@ def test_a_module_without_hyperparameters_is_told_what_to_do(tmp_path):
 def test_stochastic_weight_averaging_is_refused(tmp_path):
     with pytest.raises(RefusedGrowth, match="StochasticWeightAveraging both own"):
         fit(make(), tmp_path, StochasticWeightAveraging(1e-3), GrowthSchedule(STAGES, at=[4, 8]))
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
+def test_processes_that_the_trainer_spawns_are_refused(tmp_path, strategy):
+    with pytest.raises(ProcessRaisedException, match=r'RefusedGrowth: .* Use strategy="ddp"'):
+        fit(make(), tmp_path, GrowthSchedule(STAGES, at=[4, 8]), strategy=strategy, devices=1)
 
 
 @pytest.mark.parametrize(
