@@ -29,6 +29,7 @@ from lightning_grow.become import become
 from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, print_report
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.examples import find_examples
 from lightning_grow.live import same_function
 from lightning_grow.plan import refuse
 from lightning_grow.plateau import Plateau
@@ -238,7 +239,10 @@ class GrowthSchedule(ArchTransfer):
         report = transfer.report
         if report.tolerance is None or not report.function_preserving:
             return nullcontext()
-        inputs = paired_inputs(modules[0], target, transfer.plan, self.options["example_inputs"])
+        inputs = paired_inputs(
+            transfer.plan,
+            *find_examples(modules[0], target, self.options["example_inputs"], self.options["forward"]),
+        )
         return same_function(modules, *inputs, self.options["forward"], report.tolerance)
 
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[str]:
