@@ -34,7 +34,7 @@ from lightning_grow.plan import refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.transfer import Transfer, plan_growth, transfer
-from lightning_grow.warmup import end_warmup
+from lightning_grow.warmup import end_warmup, from_runs
 
 MARK = "lightning_grow_is_handled"
 """In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
@@ -47,10 +47,20 @@ class Growth:
     Args:
         transfer: The new weights, their report, and the plan that moves every other copy.
         differing: Each hyperparameter that differs, as (the checkpoint's, the config's).
+        warming: Entries of the source that were still new in a warm-up under way, by parameter, as `to_runs` writes.
     """
 
     transfer: Transfer
     differing: dict[str, tuple[Any, Any]]
+    warming: Mapping[str, Sequence[int]]
+
+    def new_entries(self, name: str) -> Tensor:
+        """Which entries of a tensor a warm-up is for: this growth's, and those that were in the middle of another's."""
+        plan = self.transfer.plan
+        item, new = plan.tensors[name], plan.new_entries(name)
+        runs = self.warming.get(item.source_name or "")
+        moved = None if runs is None else plan.move(name, from_runs(runs, item.source_shape or ()).float(), 0)
+        return new if moved is None else new | moved.bool()
 
 
 def convert_checkpoint(
@@ -202,9 +212,10 @@ def grow_checkpoint(
     for holder, key, grown in copies:
         holder[key] = grown
     record = dict(checkpoint.get(KEY, {}))
-    end_warmup(checkpoint, record.pop("pending", {}).get("new_entries", {}))
+    warming = record.pop("pending", {}).get("new_entries", {})
+    end_warmup(checkpoint, warming)
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
-    return Growth(result, differing)
+    return Growth(result, differing, warming)
 
 
 @contextmanager

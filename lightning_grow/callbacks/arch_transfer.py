@@ -262,7 +262,7 @@ class ArchTransfer(Callback):
         carried = carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, plan, **choices)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
-            self._new_entries = {name: to_runs(plan.new_entries(name)) for name in _parameters(pl_module)}
+            self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}
         rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
         _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)

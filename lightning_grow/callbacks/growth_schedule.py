@@ -20,7 +20,6 @@ from lightning_grow.architecture import (
     find_hparams,
     in_kind,
     is_comparable,
-    record_architecture,
     restore_attributes,
     to_plain,
     untouched_rng,
@@ -197,6 +196,8 @@ class GrowthSchedule(ArchTransfer):
         if stage <= own:
             return
         checkpoint, target = _take_snapshot(trainer, pl_module), self._build(pl_module, stage)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        self.on_save_checkpoint(trainer, pl_module, checkpoint)
         modules = [pl_module, *(average.module for average in _find_averages(trainer))]
         growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **self.options)
         if growth is None:
@@ -228,8 +229,8 @@ class GrowthSchedule(ArchTransfer):
             )
         pl_module.load_state_dict(checkpoint["state_dict"])
         restore_attributes(pl_module, checkpoint)
-        for average, state in zip(_find_averages(trainer), checkpoint["callbacks"].values(), strict=True):
-            average.module.load_state_dict(state["average_model_state"])
+        for number, average in enumerate(_find_averages(trainer)):
+            average.module.load_state_dict(checkpoint["callbacks"][str(number)]["average_model_state"])
             average.to(pl_module.device)
 
     def _keeping_function(
@@ -318,7 +319,7 @@ def _naming_stage(number: int) -> Iterator[None]:
 def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
     averages = [{"average_model_state": _on_cpu(average.module.state_dict())} for average in _find_averages(trainer)]
-    checkpoint: dict[str, Any] = {
+    return {
         "state_dict": _on_cpu(pl_module.state_dict()),
         "hyper_parameters": find_hparams(pl_module),
         "hparams_name": getattr(pl_module, "_hparams_name", None),
@@ -328,8 +329,6 @@ def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "global_step": trainer.global_step,
         "epoch": trainer.current_epoch,
     }
-    record_architecture(checkpoint, pl_module, trainer.optimizers)
-    return checkpoint
 
 
 def _load_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

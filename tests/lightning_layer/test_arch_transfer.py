@@ -260,6 +260,18 @@ def test_growing_again_forgets_which_entries_were_new(tmp_path):
     assert "pending" not in read(tmp_path / "late.ckpt")["lightning_grow"]
 
 
+def test_growing_again_goes_on_holding_back_what_was_new(tmp_path):
+    def grow(width, ckpt_path, max_epochs):
+        callback = ArchTransfer(warmup_scope="new")
+        trainer = fit(Stack([width]), tmp_path, callback, ckpt_path=ckpt_path, max_epochs=max_epochs)
+        trainer.save_checkpoint(tmp_path / f"{width}.ckpt")
+        return read(tmp_path / f"{width}.ckpt")["lightning_grow"]["pending"]["new_entries"]
+
+    _, path = train_small(tmp_path)
+    assert grow(16, path, 3)["net.0.bias"] == [8, 8]
+    assert grow(32, tmp_path / "16.ckpt", 4)["net.0.bias"] == [8, 24]  # the first growth's 8, and 16 of its own
+
+
 def test_the_warmup_is_logged(tmp_path):
     _, path = train_small(tmp_path)
     logger = CSVLogger(tmp_path)

@@ -664,3 +664,27 @@ def test_two_processes_grow_alike_and_go_on_from_any_stage(tmp_path, request):
     assert (middle["hyper_parameters"]["hidden_dims"], middle["global_step"]) == ([12], 8)
     assert (resumed["hyper_parameters"]["hidden_dims"], resumed["global_step"]) == ([16], 16)
     assert all(torch.equal(tensor, straight["state_dict"][name]) for name, tensor in resumed["state_dict"].items())
+
+
+class Steps(L.Callback):
+    """The longest step of any weight in every optimizer step, in learning rates."""
+
+    def __init__(self):
+        self.before, self.longest = {}, []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        now = {name: parameter.detach().clone() for name, parameter in pl_module.named_parameters()}
+        moves = [(now[name] - old).abs().max() for name, old in self.before.items() if old.shape == now[name].shape]
+        self.longest.append(float(max(moves, default=torch.zeros(()))) / trainer.optimizers[0].param_groups[0]["lr"])
+        self.before = now
+
+
+def test_a_stage_in_the_warmup_of_the_last_one_lets_no_moments_overshoot(tmp_path):
+    L.seed_everything(0, verbose=False)
+    steps = Steps()
+    schedule = GrowthSchedule(
+        [{"hidden_dims": [12]}, {"hidden_dims": [16]}], at=[400, 408], optimizer="asymmetric", num_warmup_steps=100
+    )
+    fit(Stack(), tmp_path, schedule, steps, max_epochs=54)
+    # A fresh Adam's steps are about one rate long; with moments of eight steps under a count of 400 they are 4.
+    assert max(steps.longest[409:]) < 1.5
