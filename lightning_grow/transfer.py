@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.apply import empty_state, report_tensor, write_state
+from lightning_grow.compare import compare, worst
 from lightning_grow.copies import stand_ins, substitute
 from lightning_grow.draft import make_plan
 from lightning_grow.errors import RefusedGrowth
@@ -21,16 +22,10 @@ from lightning_grow.mismatch import Permissions
 from lightning_grow.new_outputs import NewOutputs
 from lightning_grow.plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
+from lightning_grow.rounding import Moved
 from lightning_grow.strategies import Strategy, find_strategy
 from lightning_grow.trace import Forward, named_tensors
-from lightning_grow.verify import (
-    changed_attributes,
-    output_error,
-    outputs,
-    rounding_floor,
-    set_attributes,
-    shared_inputs,
-)
+from lightning_grow.verify import changed_attributes, outputs, set_attributes, shared_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +162,7 @@ def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer
     if _promises(plan) and not error <= limit:
         raise RefusedGrowth(
             f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
-            f"(ten times the rounding floor of {plan.lowest_dtype}). Nothing was changed. Report this model: the plan "
+            "(ten times what rounding alone does to the source). Nothing was changed. Report this model: the plan "
             "expected it to be exact; or pass tolerance= if the difference is acceptable."
         )
     return Transfer(plan, grown, _report(plan, grown, seed, error, limit, notes))
@@ -294,30 +289,33 @@ def _measure(
     request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], tolerance: float | None
 ) -> tuple[float, float]:
     """The output error and the limit for it."""
-    source, target, forward = request.source, request.target, request.forward
-    source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
-    expected = outputs(source, source_inputs, forward)
-    with changed_attributes(target, plan.attributes):
-        got = outputs(_on_real_device(target, grown), target_inputs, forward, grown)
-        error = output_error(expected, got)
-        for stand_in in stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None}):
-            error = max(error, _copy_error(request, plan, grown, stand_in))
-    if tolerance is not None:
-        return error, tolerance
-    return error, 10 * rounding_floor(source, source_inputs, forward, plan.lowest_dtype, expected)
+    with changed_attributes(request.target, plan.attributes):
+        copies = stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None})
+        compared = [_compare(request, plan, grown, stand_in, tolerance) for stand_in in ({}, *copies)]
+    return worst([pair for run in compared for pair in run])
 
 
-def _copy_error(request: _Request, plan: GrowthPlan, grown: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> float:
-    """The output error when copies run in place of what they copy, in both modules."""
+def _compare(
+    request: _Request,
+    plan: GrowthPlan,
+    grown: dict[str, Tensor],
+    stand_in: Mapping[str, str],
+    tolerance: float | None,
+) -> list[tuple[float, float]]:
+    """The error and the limit of every output, when copies run in place of what they copy, in both modules."""
     source, target, forward = request.source, request.target, request.forward
     source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
         for original, copy in stand_in.items()
     }
-    old, new = substitute(source.state_dict(), old_names), substitute(grown, stand_in)
+    old = substitute(source.state_dict(keep_vars=True), old_names) if stand_in else None  # tied names: one tensor
+    new = substitute(grown, stand_in)
     expected = outputs(source, source_inputs, forward, old)
-    return output_error(expected, outputs(_on_real_device(target, new), target_inputs, forward, new))
+    got = outputs(_on_real_device(target, new), target_inputs, forward, new)
+    state = {name.replace("_orig_mod.", ""): item for name, item in new.items()}
+    became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
+    return compare(expected, got, Moved(source, source_inputs, forward, old, became), tolerance)
 
 
 def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:

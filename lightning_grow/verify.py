@@ -85,61 +85,6 @@ class _Call(nn.Module):
         return self.call(self.module, *args, **kwargs)
 
 
-def output_error(source: list[Tensor], target: list[Tensor]) -> float:
-    """Return max|f_target - f_source| / max|f_source|, each output tensor on its own, the largest of them.
-
-    A target output may have more positions than the source's; those are left out.
-
-    >>> output_error([torch.tensor([2.0, 4.0])], [torch.tensor([2.0, 4.4, 9.0])])
-    0.1...
-    """
-    worst = 0.0
-    for old, new in zip(source, target, strict=True):
-        shared = new[tuple(slice(0, size) for size in old.shape)]
-        if not old.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(old, shared) else 1.0)
-            continue
-        finite = torch.isfinite(old)
-        if not torch.equal(finite, torch.isfinite(shared)):
-            return float("inf")
-        difference = (shared.double() - old.double())[finite].abs()
-        size = old.double()[finite].abs()
-        if difference.numel():
-            worst = max(worst, float(difference.max()) / max(float(size.max()), torch.finfo(torch.float32).tiny))
-    return worst
-
-
-def rounding_floor(
-    source: nn.Module, example_inputs: Any, forward: Forward | None, lowest: torch.dtype, expected: list[Tensor]
-) -> float:
-    """Measure how far rounding alone moves the outputs: the error when every parameter moves by one rounding.
-
-    Args:
-        source: The source.
-        example_inputs: What to run it on.
-        forward: Instead of its own forward.
-        lowest: The lowest float type of the pass.
-        expected: The source's outputs.
-
-    Returns:
-        The largest relative change over two draws; at least one rounding of `lowest`.
-    """
-    eps = torch.finfo(lowest).eps
-    generator = torch.Generator().manual_seed(0)
-    floor = eps
-    for _ in range(2):
-        moved = {name: _rounded(item, eps, generator) for name, item in source.named_parameters()}
-        floor = max(floor, output_error(expected, outputs(source, example_inputs, forward, moved)))
-    return floor
-
-
-def _rounded(item: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    if not item.is_floating_point():
-        return item.detach()
-    sign = torch.randint(0, 2, item.shape, generator=generator).to(item.device, torch.float32) * 2 - 1
-    return (item.detach().double() * (1 + eps * sign.double())).to(item.dtype)
-
-
 def shared_inputs(
     target_inputs: Any, source_inputs: Any, positions: Sequence[Sequence[Tensor]], kept: Sequence[Sequence[Tensor]]
 ) -> Any:

@@ -30,6 +30,8 @@ CORE = [
     "plan",
     "draft",
     "verify",
+    "rounding",
+    "compare",
     "liveness",
     "report",
     "transfer",
