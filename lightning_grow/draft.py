@@ -20,7 +20,7 @@ from lightning_grow.interpret import Choice, State, interpret, number_variable
 from lightning_grow.maps import UnitMap, axis_map, unit_index
 from lightning_grow.meanings import Normalize
 from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
-from lightning_grow.notes import name_copies, name_idle_buffers, name_shared_counts
+from lightning_grow.notes import name_choices, name_copies, name_idle_buffers, name_shared_counts
 from lightning_grow.plan import GrowthPlan, UnitGroup
 from lightning_grow.scale import Scale, Variable, solve, variable
 from lightning_grow.strategies.base import Strategy
@@ -66,7 +66,7 @@ def make_plan(
         refused=tuple(refused),
         impossible=tuple(impossible),
         lost=tuple(lost),
-        notes=(*name_copies(copies), *name_idle_buffers(both, copies), *name_shared_counts(both)),
+        notes=(*name_copies(copies), *name_idle_buffers(both, copies), *name_shared_counts(both), *name_choices(both)),
         attributes=draft.attributes(),
         lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),

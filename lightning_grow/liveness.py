@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_grow.plan import GrowthPlan, UnitGroup
-from lightning_grow.trace import Forward, call_arguments
+from lightning_grow.trace import Forward, call_arguments, output_tensors
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ def measure_liveness(
         for _ in range(steps):
             torch.manual_seed(seed)
             optimizer.zero_grad()
-            outputs = [leaf for leaf in tree_leaves(call(trial, *args, **kwargs)) if isinstance(leaf, Tensor)]
-            sum((leaf * torch.randn_like(leaf)).sum() for leaf in outputs if leaf.requires_grad).backward()  # type: ignore[union-attr]
+            outputs = [leaf for leaf in output_tensors(call(trial, *args, **kwargs)) if leaf.requires_grad]
+            sum((leaf * torch.randn_like(leaf)).sum().real for leaf in outputs).backward()  # type: ignore[union-attr]
             for name, parameter in trial.named_parameters():
                 if parameter.grad is not None:
                     reached[name] |= parameter.grad.cpu() != 0

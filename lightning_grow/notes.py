@@ -48,3 +48,13 @@ def name_shared_counts(both: Alignment) -> list[str]:
         for name, value in buffers.items()
         if not value.axes and "count" in name.rpartition(".")[2] and (owner := name.rpartition(".")[0]) in growing
     ]
+
+
+def name_choices(both: Alignment) -> list[str]:
+    """Say which forwards may go by the content of an input: only the example's way was followed and checked."""
+    return [
+        f"{repr(place) if place else 'The forward'} reads the content of an example input (.item(), an if or a loop on "
+        "a tensor): only what it does for this one was followed and checked. If it does something else for other "
+        "inputs, plan and grow with an example of these too."
+        for place in dict.fromkeys(both.target.choices)
+    ]

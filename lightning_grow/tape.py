@@ -69,12 +69,22 @@ class Node:
 
 @dataclass
 class Trace:
-    """The tape of one forward pass."""
+    """The tape of one forward pass.
+
+    Args:
+        nodes: The operator calls in order.
+        tensors: Parameters and buffers by name.
+        inputs: The example's tensors.
+        outputs: The tensors that are returned.
+        choices: The modules whose forward reads the content of an input, and may go by it.
+        lowest_dtype: The lowest float type.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
     lowest_dtype: torch.dtype = torch.float64
 
     def used(self) -> set[Value]:

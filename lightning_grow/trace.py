@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.meanings import Opaque
 from lightning_grow.rules import apply_rule, has_rule
 from lightning_grow.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
+from lightning_grow.untouched import same_attributes, same_contents
 
 Forward = Callable[..., Any]
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
@@ -77,6 +79,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             raise _Branches(self.path[-1] if self.path else "")
         if self.device == "meta":
             raise _NeedsData(self.path[-1] if self.path else "")
+        self.trace.choices.append(self.path[-1] if self.path else "")
         return op(*args)
 
     def _placed(self, arguments: Any) -> Any:
@@ -255,6 +258,17 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     >>> [node.name for node in trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.ones(2, 3),)).nodes]
     ['t', 'addmm', 'relu']
     """
+    tape = _trace(module, example_inputs, forward)
+    if not tape.outputs:
+        raise RefusedGrowth(
+            f"the forward of {type(module).__name__} returns no tensor that could be compared. Return tensors, or "
+            "containers, dataclasses or objects with tensors in their attributes; or pass forward= a callable "
+            "(module, *inputs) that returns the outputs."
+        )
+    return tape
+
+
+def _trace(module: nn.Module, example_inputs: Any, forward: Forward | None) -> Trace:
     try:
         return _run(module, example_inputs, forward, "meta")
     except _Branches as error:
@@ -295,26 +309,50 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))
     call = forward if forward is not None else type(module).__call__
-    undisturbed = evaluating(module), _plain_kernels(), torch.random.fork_rng(devices=[])
-    with contextlib.ExitStack() as stack:
-        for context in (*undisturbed, _paths(module, tracer), _swapped(module, stand_ins), tracer):
-            stack.enter_context(context)
-        result = call(module, *args, **kwargs)
-    tracer.trace.outputs = [tracer.value_of(leaf) for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+    with (
+        same_attributes(module),
+        same_contents(module),
+        evaluating(module),
+        torch.random.fork_rng(devices=[]),
+        _plain_kernels(),
+        _paths(module, tracer),
+    ):
+        _swap(module, stand_ins)
+        with tracer:
+            result = call(module, *args, **kwargs)
+    tracer.trace.outputs = [tracer.value_of(leaf) for leaf in output_tensors(result)]
     return tracer.trace
 
 
-def _plain(result: Any) -> Any:
-    """Output dataclasses (as Hugging Face returns) as dicts, so that their tensors are found."""
+def output_tensors(result: Any) -> list[Tensor]:
+    """The tensors that a forward returns, in containers, distributions, dataclasses and other objects of any depth.
+
+    >>> from types import SimpleNamespace
+    >>> [list(tensor.shape) for tensor in output_tensors([torch.ones(2), SimpleNamespace(y={"z": torch.ones(3)})])]
+    [[2], [3]]
+    """
+    return [leaf for leaf in tree_leaves(_plain(result, ())) if isinstance(leaf, Tensor)]
+
+
+def _plain(result: Any, around: tuple[Any, ...]) -> Any:
+    """Objects (dataclasses, as Hugging Face returns, namespaces, distributions) as dicts of what they hold."""
     if isinstance(result, Mapping):
-        return {key: _plain(item) for key, item in result.items()}
+        return {key: _plain(item, around) for key, item in result.items()}
     if isinstance(result, (tuple, list)):
-        return [_plain(item) for item in result]
-    if hasattr(result, "__dataclass_fields__") and not isinstance(result, type):
-        return {key: _plain(getattr(result, key)) for key in result.__dataclass_fields__}
-    if isinstance(result, torch.distributions.Distribution):
-        return {key: getattr(result, key) for key in result.arg_constraints if key in result.__dict__}
-    return result
+        return [_plain(item, around) for item in result]
+    if isinstance(result, _NO_OUTPUTS) or any(result is item for item in around):
+        return result
+    held = getattr(result, "__dict__", {})
+    if hasattr(result, "__dataclass_fields__"):
+        held = {key: getattr(result, key) for key in result.__dataclass_fields__}
+    elif isinstance(result, torch.distributions.Distribution):
+        own = result.arg_constraints  # given arguments; what they are made of, where there are none (Independent)
+        held = {key: item for key, item in held.items() if key in own or isinstance(item, _PARTS)}
+    return {key: _plain(item, (*around, result)) for key, item in held.items()} if held else result
+
+
+_NO_OUTPUTS = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
+_PARTS = (torch.distributions.Distribution, list)
 
 
 def _register(module: nn.Module, tracer: _Tracer, device: str | None) -> dict[int, Tensor]:
@@ -348,20 +386,10 @@ def _input(leaf: Any, tracer: _Tracer, device: str | None) -> Any:
     return tensor
 
 
-@contextlib.contextmanager
-def _swapped(module: nn.Module, stand_ins: dict[int, Tensor]) -> Iterator[None]:
-    """Put the stand-ins in the place of the module's tensors, and the tensors back."""
-    places = [
-        (table, key, tensor)
-        for part in module.modules()
-        for table in (part._parameters, part._buffers)
-        for key, tensor in table.items()
-        if tensor is not None
-    ]
-    try:
-        for table, key, tensor in places:
-            table[key] = stand_ins[id(tensor)]  # type: ignore[assignment]
-        yield
-    finally:
-        for table, key, tensor in places:
-            table[key] = tensor  # type: ignore[assignment]
+def _swap(module: nn.Module, stand_ins: dict[int, Tensor]) -> None:
+    """Put the stand-ins in the place of the module's tensors."""
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    table[key] = stand_ins[id(tensor)]  # type: ignore[assignment]

@@ -9,23 +9,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from lightning_grow.trace import Forward, _plain, call_arguments, evaluating
+from lightning_grow.trace import Forward, call_arguments, evaluating, output_tensors
+from lightning_grow.untouched import same_attributes, same_contents
 
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Leave mode, random number generators and buffers as they were."""
-    buffers = [(table, key, item, item.clone()) for table, key, item in _buffers(module)]
+    """Leave mode, random number generators, attributes, caches and buffers as they were."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with evaluating(module), torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for table, key, item, content in buffers:
-            item.copy_(content)
-            table[key] = item
+    with (
+        same_attributes(module),
+        same_contents(module),
+        evaluating(module),
+        torch.random.fork_rng(devices=devices),
+        torch.no_grad(),
+    ):
+        yield
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
@@ -49,15 +50,6 @@ def changed_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> Iter
         set_attributes(module, old)
 
 
-def _buffers(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    return [
-        (part._buffers, key, item)
-        for part in module.modules()
-        for key, item in part._buffers.items()
-        if item is not None and not item.is_meta
-    ]
-
-
 def outputs(
     module: nn.Module, example_inputs: Any, forward: Forward | None = None, state: Mapping[str, Tensor] | None = None
 ) -> list[Tensor]:
@@ -71,7 +63,7 @@ def outputs(
         else:
             wrapper = _Call(module, call)
             result = torch.func.functional_call(wrapper, {f"module.{k}": v for k, v in state.items()}, args, kwargs)
-    return [leaf.detach() for leaf in tree_leaves(_plain(result)) if isinstance(leaf, Tensor)]
+        return [leaf.detach() for leaf in output_tensors(result)]
 
 
 class _Call(nn.Module):

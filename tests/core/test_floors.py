@@ -14,6 +14,7 @@ CORE = [
     "tape",
     "meanings",
     "rules",
+    "untouched",
     "trace",
     "roles",
     "cells",

@@ -1,12 +1,15 @@
 """New units learn, and none stays the twin of another."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 from models import PAIRS, Pair, stack
 from torch import nn
 
 from lightning_grow import grow
-from lightning_grow.liveness import count_dead_and_twins, measure_liveness
+from lightning_grow.liveness import Liveness, count_dead_and_twins, measure_liveness
 from lightning_grow.transfer import transfer
 
 LARGE = {"features": (256, 6), "sequence": (32, 7, 6), "image": (16, 3, 9, 9)}
@@ -70,3 +73,30 @@ def test_the_new_units_of_a_trained_model_come_to_use():
         (target(*inputs) - goal).square().mean().backward()
         optimizer.step()
     assert target[2].weight[:8, 8:].abs().min() > 0
+
+
+@dataclass
+class Result:
+    """Tensors beside other things."""
+
+    y: torch.Tensor
+    rest: dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: Result(y, {"norm": y.norm(dim=-1)}),
+        lambda y: SimpleNamespace(y=[y]),
+        lambda y: torch.fft.rfft(y, dim=0),
+        lambda y: (y, y > 0, y.argmax(-1)),
+    ],
+    ids=["dataclass", "namespace", "complex", "codes beside"],
+)
+def test_every_kind_of_output_sends_a_gradient(wrap):
+    forward = lambda part, x: wrap(part(x))  # noqa: E731
+    source, target, inputs = Pair(stack, (8,), (12,), options={"activation": nn.Tanh}).make()
+    done = transfer(source, target, example_inputs=inputs, forward=forward)
+    target.load_state_dict(done.state_dict)
+    alive = measure_liveness(done.plan, target, inputs, forward)
+    assert alive["'0.weight' axis 0"] == Liveness(new=4, idle=0, twins=0)

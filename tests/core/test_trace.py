@@ -1,12 +1,16 @@
 """Tracing leaves the module as it was, and sees what its forward does."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from models import PAIRS, features, stack
 from torch import nn
 
-from lightning_grow import RefusedGrowth
+from lightning_grow import RefusedGrowth, grow, plan_growth
 from lightning_grow.axes import atoms
 from lightning_grow.meanings import Opaque
 from lightning_grow.trace import call_arguments, trace
@@ -134,6 +138,30 @@ def test_a_choice_by_the_input_is_traced_on_real_tensors():
     assert not {"b.weight", "b.bias"} & used
 
 
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda x: x.mean() > -5, True),
+        (lambda x: x.int().sum().item() > -50, True),
+        (lambda x: x.shape[1] > 3, False),
+        (lambda x: torch.ones(3).sum() > 2, False),
+    ],
+    ids=["an if", "a number", "a length", "a constant"],
+)
+def test_the_plan_says_where_only_one_way_was_followed(read, said):
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.net, self.other = stack(width), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.net(x) if read(x) else self.other(x)
+
+    plan = plan_growth(Model(4).double(), Model(6).double(), example_inputs=features())
+    assert not plan.refused
+    assert any("reads the content of an example input" in note for note in plan.notes) == said
+
+
 def test_a_choice_by_the_input_needs_real_tensors():
     with torch.device("meta"):
         module = Choosing()
@@ -204,6 +232,54 @@ def test_outputs_in_containers_are_found():
     call = lambda part, x: {"a": part(x), "b": [x, None], "c": torch.distributions.Normal(x, 1.0, validate_args=False)}  # noqa: E731
     tape = trace(stack(4).double(), features(), call)
     assert [[axis.size for axis in value.axes] for value in tape.outputs] == [[5, 3], [5, 6], [5, 6], [5, 6]]
+
+
+@dataclass
+class Record:
+    """What a forward may return: tensors beside settings."""
+
+    y: Any
+    settings: Any = None
+
+
+class Thing:
+    """A class of no particular kind that knows itself."""
+
+    def __init__(self, y):
+        self.y, self.me, self.name = y, self, "thing"
+
+
+NORMAL = torch.distributions.Normal
+HIDDEN = {
+    "namespace": lambda y: SimpleNamespace(y=y),
+    "dataclass": lambda y: Record(y, {"names": ["a"]}),
+    "any class": Thing,
+    "objects in containers in objects": lambda y: {"a": [Thing((1, Record([SimpleNamespace(y=y)])))]},
+    "distribution of distributions": lambda y: torch.distributions.Independent(
+        NORMAL(y, torch.ones(()), validate_args=False), 1, validate_args=False
+    ),
+}
+
+
+@pytest.mark.parametrize("hide", HIDDEN.values(), ids=HIDDEN)
+def test_outputs_in_objects_are_found_and_compared(hide):
+    forward = lambda part, x: hide(part(x))  # noqa: E731
+    source, target = stack(4).double(), stack(6).double()
+    assert [5, 3] in [[axis.size for axis in value.axes] for value in trace(source, features(), forward).outputs]
+    report = grow(source, target, strategy="random", example_inputs=features(), forward=forward)
+    old, new = (module(*features()).detach() for module in (source, target))
+    assert report.max_output_error == pytest.approx(float((new - old).abs().max() / old.abs().max()))
+    assert grow(source, target, example_inputs=features(), forward=forward).function_preserving
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [lambda y: None, lambda y: float(len(y)), lambda y: iter([y]), lambda y: lambda: y],
+    ids=["nothing", "a number", "an iterator", "a function"],
+)
+def test_a_forward_without_outputs_is_refused(lose):
+    with pytest.raises(RefusedGrowth, match=r"Sequential returns no tensor that could be compared.*pass forward="):
+        trace(stack(4).double(), features(), lambda part, x: lose(part(x)))
 
 
 @pytest.mark.xfail(strict=True, reason="torch checks a distribution's arguments by their content: an if on weights")

@@ -5,6 +5,7 @@ import torch
 from models import Convolution, features, image, stack
 from torch import nn
 
+from lightning_grow import grow, plan_growth
 from lightning_grow.verify import (
     changed_attributes,
     outputs,
@@ -46,6 +47,104 @@ def test_running_a_module_leaves_it_as_it_was():
         assert item is buffers[name][0]
         assert torch.equal(item, buffers[name][1])
     assert not first[0].requires_grad
+
+
+class Caching(nn.Module):
+    """A net that keeps things on itself while it runs."""
+
+    def __init__(self, width, cache):
+        super().__init__()
+        self.into, self.out, self.cache = nn.Linear(6, width), nn.Linear(width, 3), cache
+        self.table, self.seen, self.count = {"tables": {}}, [1.0], torch.zeros(())
+        self.register_buffer("later", None, persistent=False)
+
+    def forward(self, x):
+        return self.out((self.into(x) + self.cache(self, x)).relu())
+
+
+def attribute(self, x):
+    if not hasattr(self, "pe"):
+        self.pe = torch.linspace(-1, 1, len(x), device=x.device)[:, None]
+    return self.pe
+
+
+def buffer(self, x):
+    if self.later is None:
+        self.register_buffer("later", torch.linspace(-1, 1, len(x), device=x.device)[:, None], persistent=False)
+    return self.later
+
+
+def new_buffer(self, x):
+    if not hasattr(self, "own"):
+        self.register_buffer("own", torch.linspace(-1, 1, len(x), device=x.device)[:, None])
+    return self.own
+
+
+def nested(self, x):
+    return self.table["tables"].setdefault(len(x), torch.linspace(-1, 1, len(x), device=x.device)[:, None])
+
+
+def log(self, x):
+    self.seen.append(self.into(x).tanh())
+    return self.seen[-1]
+
+
+def counter(self, x):
+    self.count.add_(1)
+    return 0.1
+
+
+def layer(self, x):
+    if not hasattr(self, "sign"):
+        self.sign = nn.Softsign()
+    return self.sign(x).mean(-1, keepdim=True)
+
+
+def read(self, x):
+    counter(self, x)
+    return nested(self, x) if x.mean() > -5 else 0.0
+
+
+CACHES = [attribute, buffer, new_buffer, nested, log, counter, layer, read]
+
+
+def held(module):
+    """All that a module has, by value."""
+    kept = {key: value for part in module.modules() for key, value in vars(part).items()}
+    return repr((kept, list(module.modules()), module._buffers, module._non_persistent_buffers_set))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache.__name__)
+def test_what_a_forward_keeps_on_a_module_is_taken_back(cache):
+    source, target = Caching(4, cache).double(), Caching(6, cache).double()
+    before = held(source), held(target)
+    plan_growth(source, target, example_inputs=features())
+    assert (held(source), held(target)) == before
+    report = grow(source, target, example_inputs=features())
+    assert report.function_preserving
+    assert held(source) == before[0]
+    for module in (source, target):  # and both still run, on a batch of another size too
+        module.seen.clear()
+        assert module(features(7)[0]).shape == (7, 3)
+
+
+def test_what_a_module_has_kept_before_is_there_afterwards():
+    source, target = Caching(4, attribute).double(), Caching(6, attribute).double()
+    x = features()[0]
+    wanted = source(x).detach()
+    target(x)
+    own = source.pe, target.pe
+    grow(source, target, example_inputs=(x,))
+    assert (source.pe, target.pe) == own
+    torch.testing.assert_close(target(x), wanted, rtol=0, atol=1e-14)
+
+
+def test_a_stored_graph_survives_the_check():
+    module = Caching(4, log).double()
+    module(features()[0]).sum().backward()
+    loss = module(features()[0]).sum()
+    outputs(module, features())
+    loss.backward()
 
 
 def test_a_failing_forward_leaves_the_module_as_it_was():

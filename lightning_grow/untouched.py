@@ -1,0 +1,60 @@
+"""Leave a module as it was: a forward may fill caches, store activations, count, register buffers and layers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
+
+
+@contextlib.contextmanager
+def same_attributes(module: nn.Module) -> Iterator[None]:
+    """Take back what is added to, replaced in or removed from a module, the containers that it holds included."""
+    kept = [(item, copy.copy(item)) for item in _containers(module)]
+    try:
+        yield
+    finally:
+        for item, content in kept:
+            item.clear()
+            item.extend(content) if isinstance(item, (list, deque)) else item.update(content)
+
+
+@contextlib.contextmanager
+def same_contents(module: nn.Module) -> Iterator[None]:
+    """Take back what is written into the tensors that a module holds; parameters are not looked after."""
+    held = [leaf for item in _containers(module) for leaf in _parts(item) if isinstance(leaf, Tensor)]
+    kept = [
+        (item, item._version, item.detach().clone())
+        for item in {id(item): item for item in held if not isinstance(item, nn.Parameter)}.values()
+        if not item.is_meta and not item.is_inference()  # inference tensors can't be written into here
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for item, version, content in kept:
+                if item._version != version:  # a write that is not needed would spoil a stored graph
+                    item.copy_(content)
+
+
+def _containers(module: nn.Module) -> list[Any]:
+    """The attributes of a module and of all in it, as dicts, and every container in them."""
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [vars(part) for part in module.modules()]
+    while waiting:
+        item = waiting.pop()
+        if type(item) in _CONTAINERS and id(item) not in found:
+            found[id(item)] = item
+            waiting.extend(_parts(item))
+    return list(found.values())
+
+
+def _parts(item: Any) -> list[Any]:
+    return list(item.values() if isinstance(item, dict) else item)
