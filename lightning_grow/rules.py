@@ -292,9 +292,8 @@ def _pick(call: Call, dim: int, index: int) -> Output:
     size = call.input.axes[dim].size
     axes, meaning = narrow(call, dim, [index, 1, size - index - 1], 1)
     narrowed = meaning.move
-    return axes[:dim] + axes[dim + 1 :], Rearrange(
-        (call.input,), lambda count, cells: narrowed(count, cells).take(0, axis=dim)
-    )
+    first = (*[slice(None)] * dim, 0, ...)  # the dots keep an array where no dimension is left
+    return axes[:dim] + axes[dim + 1 :], Rearrange((call.input,), lambda count, cells: narrowed(count, cells)[first])
 
 
 @axis_rule("select")

@@ -58,7 +58,7 @@ def lookup(state: State, node: Node, output: Value, meaning: Lookup) -> Cells:
         raise state.fail(f"{node.op} in {node.where} is indexed by new entries; keep what it indexes by as it is.")
     slots = state.layout.slots(meaning.table.axes[meaning.dim])
     row = next((number for number, slot in enumerate(slots) if not slot.is_new), 0)
-    rows = table.take(row, axis=meaning.dim)
+    rows = table[(*[slice(None)] * meaning.dim, row, ...)]  # an array, even of a table without columns
     return _unmatched_is_new(state, node, np.broadcast_to(rows, [*index.shape, *rows.shape]))
 
 

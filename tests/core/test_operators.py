@@ -170,3 +170,47 @@ def test_an_operator_without_a_rule_is_kept_where_nothing_grows(meets, strategy)
     torch.manual_seed(0)
     source, target = Beside(8, meets).double(), Beside(12, meets).double()
     assert grow(source, target, strategy=strategy, example_inputs=(batch(5, 1),)).max_output_error <= EXACT
+
+
+class Weighed(nn.Module):
+    """Some numbers in one parameter, taken one by one."""
+
+    def __init__(self, width, take):
+        super().__init__()
+        self.into, self.out, self.alpha, self.take = nn.Linear(6, width), nn.Linear(width, 3), nn.Parameter(W), take
+
+    def forward(self, x):
+        return self.out(self.into(x).tanh() * self.take(self.alpha))
+
+
+W = torch.tensor([0.5, 2.0, -1.0])
+ONE = {
+    "an index": lambda alpha: alpha[0] + alpha[-1],
+    "unpacking": lambda alpha: math.prod(alpha),
+    "the first of a piece": lambda alpha: alpha[1:][0],
+    "a stack of them": lambda alpha: torch.stack([alpha[1], alpha[0]]).sum(),
+    "an index tensor": lambda alpha: alpha[torch.tensor(1)] * alpha[torch.tensor([2])],
+    "torch.take": lambda alpha: torch.take(alpha, torch.tensor([0, 2])).sum(),
+    "of a matrix": lambda alpha: torch.outer(alpha, alpha)[0][1],
+}
+
+
+@pytest.mark.parametrize("width", [8, 12])
+@pytest.mark.parametrize("take", ONE.values(), ids=ONE)
+def test_one_entry_of_a_vector_has_no_axis(take, width):
+    source, target = Weighed(8, take).double(), Weighed(width, take).double()
+    assert grow(source, target, example_inputs=(batch(5, 1),)).max_output_error <= EXACT
+
+
+def test_packed_sequences_are_followed():
+    class Packed(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(6, width, batch_first=True), nn.Linear(width, 3)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.out(self.rnn(packed)[1][0][-1])
+
+    inputs = torch.randn(3, 7, 6, dtype=torch.float64), torch.tensor([7, 5, 3])
+    assert grow(Packed(4).double(), Packed(6).double(), example_inputs=inputs).max_output_error <= EXACT
