@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.cells import Kind
+from lightning_grow.errors import RefusedGrowth
 from lightning_grow.maps import AxisMap
 from lightning_grow.report import TensorReport
 from lightning_grow.strategies.base import Block, Strategy
@@ -30,18 +31,32 @@ def write_state(
     """Write the grown state into `out`, whose tensors may be `target_state`'s own; see `GrowthPlan.apply`."""
     generator = torch.Generator().manual_seed(seed)
     source_names = {name.replace("_orig_mod.", ""): name for name in source_state}
-    done: set[int] = set()  # a tied tensor is written once
+    work: dict[int, tuple[TensorPlan, Tensor | None, Tensor, Tensor]] = {}  # a tied tensor is written once
     written = {name.replace("_orig_mod.", ""): grown for name, grown in out.items()}
     copies_last = sorted(out.items(), key=lambda entry: _original(tensors, entry[0]) is not None)
     for name, grown in copies_last:
         item = tensors.get(name.replace("_orig_mod.", ""))
-        if item is None or not isinstance(grown, Tensor) or id(grown) in done:
+        if item is None or not isinstance(grown, Tensor) or id(grown) in work:
             continue
-        done.add(id(grown))
-        if item.like is not None:
-            grown.detach().copy_(written[item.like])  # its new entries; those with a source follow
         source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
-        _write_tensor(item, source, target_state[name].detach(), grown.detach(), strategy, generator)
+        _check(item, source, grown)
+        work[id(grown)] = item, source, target_state[name].detach(), grown.detach()
+    for item, source, initial, grown in work.values():  # only our own code runs from here on
+        if item.like is not None:
+            grown.copy_(written[item.like])  # its new entries; those with a source follow
+        _write_tensor(item, source, initial, grown, strategy, generator)
+
+
+def _check(item: TensorPlan, source: Tensor | None, grown: Tensor) -> None:
+    """Refuse tensors that the plan was not made for, before any is written."""
+    there = None if source is None else tuple(source.shape)
+    mapped = None if source is None else tuple(axis.old for axis in item.maps)
+    if there == item.source_shape == mapped and tuple(grown.shape) == item.target_shape:
+        return
+    raise RefusedGrowth(
+        f"the plan grows '{item.name}' from {item.source_shape} to {item.target_shape}, but got {there} and "
+        f"{tuple(grown.shape)}. Nothing was written; plan with the very modules that are to grow."
+    )
 
 
 def _original(tensors: Mapping[str, TensorPlan], name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Pairing:
         refused: What cannot be paired: axes that shrink, or that the two models use differently.
         named: Target atom -> the source unit of each target unit (-1: none), where units have names.
         shrunk: Target atom -> why it cannot have fewer units than its source; names may say which ones are dropped.
+        new: Target atoms that the source has nothing of; only a size of 1 needs the word.
     """
 
     source: dict[Axis, list[Axis]] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Pairing:
     refused: list[str] = field(default_factory=list)
     named: dict[Axis, Tensor] = field(default_factory=dict)
     shrunk: dict[Axis, list[str]] = field(default_factory=dict)
+    new: set[Axis] = field(default_factory=set)
 
     def refusals(self) -> list[str]:
         """Everything that cannot be paired, each once."""
@@ -112,7 +115,15 @@ class Pairing:
             return int((self.named[atom] >= 0).sum())
         if atom in self.source:
             return self.source[atom][0].size
-        return 1 if atom.size == 1 else 0
+        return 1 if atom.size == 1 and atom not in self.new else 0
+
+    def old_length(self, axis: Axis) -> int:
+        """How many positions of a target axis the source has."""
+        axis = resolve(axis)
+        if axis.kind is None:
+            return self.old_size(axis)
+        lengths = map(self.old_length, axis.parts)
+        return sum(lengths) if axis.kind == "sum" else math.prod(lengths)
 
     def grows(self, atom: Axis) -> bool:
         """Whether the target has more units of this kind than the source."""
@@ -140,18 +151,17 @@ class Pairing:
         theirs = target.parts if target.kind == kind else (target,)
         matches = self._match(ours, theirs)
         if matches is None:
-            self.refused.append(
-                f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its "
-                f"{target.size} as {target}. Expected the same layout with more units; keep the structure (heads, "
-                "groups, streams) and grow one size."
-            )
+            self.refused.append(_other_layout(place, source, target))
             return
         for index, part in enumerate(theirs):
             if index in matches:
                 self.pair(ours[matches[index]], part, place)
-            elif kind == "product":
-                for atom in atoms(part):
-                    self._pair_atoms(Axis(1), atom, place)
+            elif kind == "product":  # the source has one of these units, the first
+                first, *others = atoms(part)
+                self._pair_atoms(Axis(1), first, place)
+                self.new.update(others)
+            else:
+                self.new.update(atoms(part))
 
     def _same_layout(self, source: Axis, target: Axis) -> bool:
         """Give an axis that one model never looked into the layout that the other found; the sizes are equal."""
@@ -266,7 +276,24 @@ def pair_traces(source: Trace, target: Trace, renamed: dict[str, str]) -> Pairin
             _pair_values(pairing, source.tensors[old_name], target.tensors[name], f"'{name}'")
         for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
             _pair_values(pairing, old, new, f"example input {index}")
+    return _checked(pairing, source, target, renamed)
+
+
+def _checked(pairing: Pairing, source: Trace, target: Trace, renamed: dict[str, str]) -> Pairing:
+    """Refuse what was paired part by part and does not add up to the source's tensors."""
+    for name, old_name in renamed.items() if not pairing.refusals() else ():
+        for dim, (old, new) in enumerate(zip(source.tensors[old_name].axes, target.tensors[name].axes, strict=True)):
+            if pairing.old_length(new) != old.size:
+                pairing.refused.append(_other_layout(f"'{name}' axis {dim}", old, new))
     return pairing
+
+
+def _other_layout(place: str, source: Axis, target: Axis) -> str:
+    return (
+        f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its {target.size} "
+        f"as {target}. Expected the same layout with more units; keep the structure (heads, groups, streams) and grow "
+        "one size."
+    )
 
 
 def _pair_values(pairing: Pairing, source: Value, target: Value, place: str) -> None:

@@ -10,6 +10,7 @@ from models import PAIRS, Pair, Residual, Streams, features, stack
 from torch import nn
 
 from lightning_grow import GrowError, RefusedGrowth, grow, plan_growth
+from lightning_grow.apply import write_state
 from lightning_grow.transfer import transfer
 
 PRESERVING = ("preserve", "net2wider")
@@ -321,3 +322,15 @@ def test_sizes_that_coincide_do_not_confuse_the_trace(pair, shape):
     grow(source, target, example_inputs=(torch.randn(batch, steps, 6, dtype=torch.float64),))
     other = (torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64),)
     assert largest_error(source, target, other) <= EXACT
+
+
+@pytest.mark.parametrize("spoil", ["source", "target"])
+def test_tensors_that_the_plan_was_not_made_for_are_refused_before_any_is_written(spoil):
+    source, target, inputs = PAIRS["tanh"].make()
+    plan = plan_growth(source, target, example_inputs=inputs)
+    states = {"source": dict(source.state_dict()), "target": dict(target.state_dict())}
+    states[spoil]["4.weight"] = torch.zeros(3, 7, dtype=torch.float64)
+    before = {name: item.clone() for name, item in states["target"].items()}
+    with pytest.raises(RefusedGrowth, match=r"grows '4\.weight' from .* but got .*\(3, 7\).*Nothing was written"):
+        write_state(plan.tensors, plan.strategy, states["source"], states["target"], states["target"], 0)
+    assert all(torch.equal(before[name], item) for name, item in states["target"].items())

@@ -4,8 +4,11 @@ import re
 
 import pytest
 import torch
-from models import PAIRS
+import torch.nn.functional as F
+from models import PAIRS, features
+from torch import nn
 
+from lightning_grow import RefusedGrowth, grow
 from lightning_grow.axes import Axis, atoms, product_of, sum_of
 from lightning_grow.depth import match_names
 from lightning_grow.pairing import Pairing, pair_traces
@@ -32,6 +35,8 @@ PLACES = {
     "larger heads": (lambda: product_of(units(2, 2)), lambda: product_of(units(2, 3)), [0, 1, 3, 4]),
     "one head becomes two": (lambda: Axis(3), lambda: product_of(units(2, 3)), [0, 1, 2]),
     "a stream more": (lambda: sum_of(units(2, 3)), lambda: sum_of(units(2, 3, 2)), [0, 1, 2, 3, 4]),
+    "a stream of one unit more": (lambda: sum_of(units(2, 3)), lambda: sum_of(units(2, 3, 1)), [0, 1, 2, 3, 4]),
+    "one head becomes two kinds": (lambda: Axis(3), lambda: product_of([sum_of(units(1, 1)), Axis(3)]), [0, 1, 2]),
     "the first of equal streams": (lambda: sum_of(units(2, 2)), lambda: sum_of(units(2, 2, 2)), [0, 1, 2, 3]),
     "the stream of that size": (lambda: sum_of(units(5, 2)), lambda: sum_of(units(3, 5, 2)), [3, 4, 5, 6, 7, 8, 9]),
     "a layout that only the target saw": (lambda: Axis(6), lambda: product_of(units(2, 3)), [0, 1, 2, 3, 4, 5]),
@@ -189,3 +194,55 @@ def test_a_prefix_is_what_stands_without_names():
     pairing, axis = Pairing(), Axis(4)
     pairing.pair(Axis(2), axis, "units")
     torch.testing.assert_close(pairing.units(axis).source, torch.tensor([0, 1, -1, -1], dtype=torch.float64))
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet: half of the channels take a grouped convolution, then the halves are interleaved, again and again."""
+
+    def __init__(self, width, groups=2):
+        super().__init__()
+        self.before, self.into = nn.Linear(3, width), nn.Conv2d(3, 2 * width, 1)
+        self.grouped, self.out = nn.Conv2d(width, width, 1, groups=groups), nn.Linear(2 * width, 2)
+
+    def forward(self, x):
+        x = self.into(x + self.before(x.transpose(1, 3)).relu().mean())
+        for _ in range(2):
+            first, second = x.chunk(2, 1)
+            x = F.channel_shuffle(torch.cat([first, self.grouped(second).relu()], 1), 2)
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider", "interpolate"])
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (4, 6), (2, 4), (4, 16)])
+def test_units_that_stand_alone_are_refused_before_anything_is_written(old, new, strategy):
+    source, target, x = Shuffled(old), Shuffled(new), (torch.randn(2, 3, 4, 4),)
+    before = {name: item.clone() for name, item in target.state_dict().items()}
+    for verify in (True, False):
+        with pytest.raises(RefusedGrowth, match=r"cannot grow 'into\.weight' axis 0: the source uses its"):
+            grow(source, target, strategy=strategy, example_inputs=x, verify=verify)
+    assert all(torch.equal(before[name], item) for name, item in target.state_dict().items())
+
+
+class Extra(nn.Module):
+    """A stream beside the units that only the target has."""
+
+    def __init__(self, width, extra):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, width), nn.Linear(width + 2 + extra, 3)
+        self.last = nn.Linear(6, 2)
+        self.extra = nn.Linear(6, extra) if extra else None
+
+    def forward(self, x):
+        streams = [self.into(x).tanh(), self.last(x), *([self.extra(x).tanh()] if self.extra is not None else [])]
+        return self.out(torch.cat(streams, -1))
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_new_stream_of_one_unit_is_new(width, extra):
+    source, target = Extra(4, 0).double(), Extra(width, extra).double()
+    with pytest.raises(RefusedGrowth, match="new layers 'extra' change the function"):
+        grow(source, target, example_inputs=features())
+    grow(source, target, strategy="copy_and_extend", example_inputs=features())
+    assert torch.equal(target.out.weight[:, :4], source.out.weight[:, :4])
+    assert torch.equal(target.out.weight[:, width : width + 2], source.out.weight[:, 4:])
