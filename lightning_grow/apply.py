@@ -161,6 +161,8 @@ def _write_kept(
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
     """Factors are rounded once: in float32 for narrower types, whose products round to the type itself."""
+    if tensor.is_complex():
+        return torch.complex128 if tensor.dtype is torch.complex128 else torch.complex64
     return torch.float64 if tensor.dtype is torch.float64 else torch.float32
 
 
@@ -182,14 +184,16 @@ def _runs(axis: AxisMap, slot: int) -> list[tuple[slice, slice]]:
 
 
 def _gather(item: TensorPlan, source: Tensor, index: tuple[int, ...], factor: float) -> Tensor:
-    """The source's entries of a block, interpolated and shared along each dimension."""
-    entries = source.to(_compute_dtype(source)) if source.is_floating_point() else source
+    """The source's entries of a block, interpolated and shared along each dimension; of integers the nearest."""
+    between = source.is_floating_point() or source.is_complex()
+    entries = source.to(_compute_dtype(source)) if between else source
     for dim, (axis, slot) in enumerate(zip(item.maps, index, strict=True)):
         positions = torch.nonzero(axis.slot == slot).flatten()
-        picked = entries.index_select(dim, axis.low[positions].to(entries.device))
-        weight = axis.weight[positions]
-        if weight.any():
-            neighbour = entries.index_select(dim, axis.high[positions].to(entries.device))
+        low, high, weight = axis.low[positions], axis.high[positions], axis.weight[positions]
+        nearest = low if between else torch.where(weight > 0.5, high, low)
+        picked = entries.index_select(dim, nearest.to(entries.device))
+        if between and weight.any():
+            neighbour = entries.index_select(dim, high.to(entries.device))
             picked = torch.lerp(picked, neighbour, _column(_cast(weight, picked), dim, picked.dim()))
         if axis.share is not None:
             picked = picked * _column(_cast(axis.share[positions], picked), dim, picked.dim())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import PAIRS, Pair, stack
+from models import PAIRS, Pair, features, stack
 from torch import nn
 
 from lightning_grow import Strategy, UnknownStrategy, grow, list_strategies, register_strategy
@@ -195,3 +195,33 @@ def test_a_strategy_fills_what_no_source_gives():
     assert ("0.weight", "written") in seen
     assert ("2.weight", "read") in seen
     assert not report.function_preserving
+
+
+class Masked(nn.Module):
+    """Units times the entries of a buffer, or of a parameter, of any type."""
+
+    def __init__(self, values, learned=False):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, len(values)), nn.Linear(len(values), 3)
+        if learned:
+            self.values = nn.Parameter(values, requires_grad=values.is_complex())
+        else:
+            self.register_buffer("values", values)
+
+    def forward(self, x):
+        return self.out(self.into(x) * self.values.abs() if self.values.is_complex() else self.into(x) * self.values)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["buffer", "parameter"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize("width", [6, 7, 8])
+def test_new_units_lie_between_or_are_the_nearest_where_the_type_has_nothing_between(width, dtype, learned):
+    plain = torch.tensor([0.0, 10.0, 20.0, 30.0])
+    grown = []
+    for values in (plain, plain.bool() if dtype is torch.bool else plain.to(dtype)):
+        source, target = Masked(values, learned), Masked(torch.zeros(width, dtype=values.dtype), learned)
+        grow(source, target, strategy="interpolate", example_inputs=(features()[0].float(),))
+        grown.append(target.values.detach())
+    between, typed = grown
+    nearest = ((between / 10 - 0.5).ceil() * 10).to(dtype)  # of two as near the first
+    torch.testing.assert_close(typed, between.to(dtype) if dtype.is_floating_point or dtype.is_complex else nearest)
