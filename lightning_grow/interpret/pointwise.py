@@ -220,10 +220,12 @@ def _combine_unmatched(
 
 
 def _is_repeated(state: State, node: Node, function: Probed) -> bool:
-    """Whether the input is what this very operator gave, and giving it again changes nothing."""
+    """Whether the operator changes nothing that the one before it gives."""
     twin = state.twins.twin.get(node.tensors()[0])
     maker = next((item for item in state.source.nodes if twin in item.outputs), None) if twin is not None else None
-    return maker is not None and maker.name == node.name and function.repeats()
+    if maker is None or not isinstance(maker.meaning[0], Pointwise) or len(maker.tensors()) != 1:
+        return False
+    return function.keeps(probed_operator(maker, ()))
 
 
 def _scale(state: State, node: Node, function: Probed, inputs: list[Cell], zeros: frozenset[int]) -> Scale:

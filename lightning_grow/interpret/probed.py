@@ -15,12 +15,12 @@ _PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "gener
 
 
 class Probed:
-    """Answers about a function of `count` inputs; functions of one `key` share their answers."""
+    """Answers about a function of `count` inputs and the numbers in `near`; one `key` means the same answers."""
 
     _answers: ClassVar[dict[Any, dict[Any, Any]]] = {}
 
-    def __init__(self, function: probe.Function, count: int, key: Any) -> None:
-        self.function, self.count = function, count
+    def __init__(self, function: probe.Function, count: int, key: Any, near: tuple[float, ...] = ()) -> None:
+        self.function, self.count, self.key, self.near = function, count, key, near
         self.answers = self._answers.setdefault(key, {})
 
     def _ask(self, question: Any, answer: Callable[[], Any]) -> Any:
@@ -33,30 +33,32 @@ class Probed:
 
     def vanishes(self, zeros: frozenset[int]) -> bool:
         """Whether the output is 0 where these inputs are."""
-        return bool(self._ask(("vanishes", zeros), lambda: probe.vanishes(self.function, self.count, zeros)))
+        return bool(self._ask(("vanishes", zeros), lambda: probe.vanishes(self.function, self.count, zeros, self.near)))
 
     def passes(self, zeros: frozenset[int], kept: int) -> bool:
         """Whether the output is input `kept` where the inputs at `zeros` are 0."""
-        return bool(self._ask(("passes", zeros, kept), lambda: probe.passes(self.function, self.count, zeros, kept)))
+        law = lambda: probe.passes(self.function, self.count, zeros, kept, self.near)  # noqa: E731
+        return bool(self._ask(("passes", zeros, kept), law))
 
     def degree(self, scaled: frozenset[int], zeros: frozenset[int]) -> float | None:
         """The power with which a common factor on these inputs comes out."""
         power: float | None = self._ask(
-            ("degree", scaled, zeros), lambda: probe.degree(self.function, self.count, scaled, zeros)
+            ("degree", scaled, zeros), lambda: probe.degree(self.function, self.count, scaled, zeros, self.near)
         )
         return power
 
     def averages(self, mean: frozenset[int]) -> bool:
         """Whether averaging these inputs averages the output."""
-        return bool(self._ask(("averages", mean), lambda: probe.averages(self.function, self.count, mean)))
+        return bool(self._ask(("averages", mean), lambda: probe.averages(self.function, self.count, mean, self.near)))
 
     def cancels(self) -> bool:
         """Whether two equal inputs give 0 (a subtraction)."""
-        return bool(self._ask("cancels", lambda: probe.cancels(self.function)))
+        return bool(self._ask("cancels", lambda: probe.cancels(self.function, self.near)))
 
-    def repeats(self) -> bool:
-        """Whether applying it twice is applying it once."""
-        return bool(self._ask("repeats", lambda: probe.repeats(self.function)))
+    def keeps(self, other: Probed) -> bool:
+        """Whether it changes nothing that another function of one input gives."""
+        law = lambda: probe.keeps(self.function, other.function, (*self.near, *other.near))  # noqa: E731
+        return bool(self._ask(("keeps", other.key), law))
 
 
 ADD = Probed(lambda inputs: inputs[0] + inputs[1], 2, "add")
@@ -77,7 +79,7 @@ def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
         values = dict(arguments)
         for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
             if name in changed:
-                values[name] = float(sample.abs()[0])
+                values[name] = float(sample.abs().median())  # among the magnitudes of the tensors beside it
             elif floating[number]:
                 values[name] = sample.clone()
             else:
@@ -86,8 +88,10 @@ def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
         first: Tensor = result[0] if isinstance(result, (tuple, list)) else result
         return first
 
-    fixed = sorted((name, repr(value)) for name, value in arguments.items() if name not in inputs)
-    return Probed(function, len(inputs), (node.op, tuple(inputs), floating, tuple(fixed)))
+    fixed = {name: value for name, value in arguments.items() if name not in inputs}
+    near = tuple(float(value) for value in fixed.values() if isinstance(value, (int, float)))
+    described = sorted((name, repr(value)) for name, value in fixed.items())
+    return Probed(function, len(inputs), (node.op, tuple(inputs), floating, tuple(described)), near)
 
 
 def _pattern(dtype: torch.dtype, size: int) -> Tensor:
@@ -96,6 +100,11 @@ def _pattern(dtype: torch.dtype, size: int) -> Tensor:
 
 
 def _call(op: Any, values: dict[str, Any]) -> Any:
-    named = [argument for argument in op._schema.arguments if argument.name not in _PLACEMENT]
+    named = [item for item in op._schema.arguments if item.name not in _PLACEMENT or _rounds(values[item.name])]
     args = [values[argument.name] for argument in named if not argument.kwarg_only]
     return op(*args, **{argument.name: values[argument.name] for argument in named if argument.kwarg_only})
+
+
+def _rounds(value: Any) -> bool:
+    """Whether an argument is a type that holds no fractions."""
+    return isinstance(value, torch.dtype) and not (value.is_floating_point or value.is_complex)

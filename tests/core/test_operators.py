@@ -27,13 +27,13 @@ def batch(size, seed):
     return torch.randn(size, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def grown_error(function, width, strategy):
-    """Grow 8 units to `width` without the library's own check, and compare on inputs that it never saw."""
+def grown_error(function, width, strategy, size=1.0):
+    """Grow 8 units to `width` without the library's own check, and compare on inputs `size` as large, never seen."""
     torch.manual_seed(0)
     source, target = Between(8, function).double(), Between(width, function).double()
     grow(source, target, strategy=strategy, example_inputs=(batch(5, 1),), verify=False)
     with torch.no_grad():
-        old, new = source(batch(9, 2)), target(batch(9, 2))
+        old, new = source(batch(9, 2) * size), target(batch(9, 2) * size)
     return float((new - old).abs().max() / old.abs().max())
 
 
@@ -95,6 +95,32 @@ def test_the_plan_alone_keeps_the_function(function, strategy, width):
 @pytest.mark.parametrize(("function", "strategy", "width"), KEPT_BY_ONE.values(), ids=KEPT_BY_ONE)
 def test_the_plan_keeps_what_one_strategy_can_keep(function, strategy, width):
     assert grown_error(function, width, strategy) <= EXACT
+
+
+SATURATING = {
+    "relu6": F.relu6,
+    "both bounds": lambda x: x.clamp(-8, 8),
+    "a bound far below": lambda x: x.clamp(min=-50),
+    "remainder": lambda x: x.fmod(10),
+    "threshold": lambda x: torch.where(x > 7, x, -x),
+    "tensor bound": lambda x: x.minimum(torch.tensor(9.0, dtype=x.dtype)),
+    "whole numbers": lambda x: x.long().to(x.dtype),
+}
+SCALED = {
+    "mean": lambda x: x * x.mean(-1, keepdim=True),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+}
+
+
+@pytest.mark.parametrize("behind", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("function", SATURATING.values(), ids=SATURATING)
+def test_no_factor_or_mean_is_sent_through_what_saturates(function, behind):
+    for size in (1.0, 50.0):
+        try:
+            error = grown_error(lambda x: behind(function(x)), 12, "preserve", size)
+        except RefusedGrowth:
+            continue
+        assert error <= EXACT
 
 
 def set_slice(x):

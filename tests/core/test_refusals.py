@@ -104,6 +104,18 @@ def kind(activation):
     return stack(8, activation=activation)
 
 
+class Capped(nn.Module):
+    """One square layer per bound."""
+
+    def __init__(self, *bounds):
+        super().__init__()
+        layers = [part for bound in bounds for part in (nn.Linear(6, 6), nn.Hardtanh(0.0, bound))]
+        self.layers, self.out = nn.Sequential(*layers), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.layers(x))
+
+
 def trunk(shared):
     return TwoHeads(8) if shared else stack(8)
 
@@ -115,6 +127,10 @@ CASES = {
     "depth under tanh": (
         Pair(stack, (8, 8), (8, 8, 8), options={"activation": nn.Tanh}),
         r"new layers '4' change the function: .*aten.tanh.*identity between two ReLUs.*not function-preserving",
+    ),
+    "depth under a lower bound": (
+        Pair(Capped, (20.0,), (20.0, 6.0)),
+        r"new layers 'layers.2' change the function: the target computes aten.hardtanh",
     ),
     "softmax over units": (middle(lambda x: x.softmax(-1)), r"softmax over 'into.weight' axis 0 \(8 -> 12\)"),
     "roll": (middle(lambda x: x.roll(1, -1)), r"aten.roll.default in the model's forward goes by position along"),
