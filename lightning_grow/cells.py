@@ -58,7 +58,8 @@ class Cell:
 
 
 ZERO = Cell(Kind.ZERO)
-CONSTANT_ZERO = Cell(Kind.ZERO, origin="a constant 0")  # an initial state: 0 on this example, not on longer ones
+CONSTANT_ZERO = Cell(Kind.ZERO, origin="a constant 0")
+UNSEEN = Cell(Kind.NEW, origin="new units of a state that begins at 0 (an example of two steps shows what they become)")
 LOST = Cell(Kind.LOST)
 
 

@@ -16,7 +16,7 @@ from lightning_grow.alignment import Alignment, align
 from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import Kind, Layout
 from lightning_grow.copies import find_copies
-from lightning_grow.interpret import Choice, State, interpret, number_variable
+from lightning_grow.interpret import Choice, State, find_initial_states, interpret, number_variable
 from lightning_grow.maps import UnitMap, axis_map, unit_index
 from lightning_grow.meanings import Normalize
 from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
@@ -91,6 +91,7 @@ class _Draft:
         self.target, self.strategy, self.allowed = target, strategy, allowed
         self.generator = torch.Generator().manual_seed(seed)
         self.identities = self._identities() if strategy.transfers else frozenset[str]()
+        self.never_copied = self._never_copied()
         self.unit_sources = {atom: self._unit_source(atom) for atom in self._growing()} if strategy.transfers else {}
         self.copied = frozenset(atom for atom, units in self.unit_sources.items() if units is not None)
         self.state: State | None = None
@@ -105,9 +106,14 @@ class _Draft:
                 )
         return list(found)
 
+    def _never_copied(self) -> frozenset[Axis]:
+        """Atoms whose new units the model is given: those of inputs, and of states that begin at 0."""
+        given = (atom for value in self.new.inputs for axis in value.axes for atom in atoms(axis))
+        return frozenset(given) | find_initial_states(self.new, self.pairing.grows).atoms
+
     def _unit_source(self, atom: Axis) -> Tensor | None:
-        """The strategy's answer; new inputs and outputs are no copies of others."""
-        if any(atom in set(atoms(axis)) for value in (*self.new.inputs, *self.new.outputs) for axis in value.axes):
+        """The strategy's answer; new inputs and outputs are no copies of others, unless a norm over outputs asks."""
+        if atom in self.never_copied or any(atom in atoms(axis) for value in self.new.outputs for axis in value.axes):
             return None
         return self.strategy.units(self.pairing.old_size(atom), atom.size, self.generator)
 
@@ -155,7 +161,7 @@ class _Draft:
         """Copy the units that could not be fresh, leave fresh those that could not be copied; at last, free eps."""
         at_fault = {atom for item in state.failures for atom in item.atoms} or state.admitted
         grown = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
-        choice = replace(state.choice, copied=state.choice.copied ^ frozenset(grown))
+        choice = replace(state.choice, copied=state.choice.copied ^ (grown - self.never_copied))
         if choice in tried and self.allowed.attributes:
             return replace(state.choice, copied=self.copied, free_numbers=self._free_numbers())
         return choice

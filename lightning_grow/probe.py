@@ -140,3 +140,17 @@ def keeps(function: Function, other: Function, near: Sequence[float] = ()) -> bo
         return given.double(), function([given]).double()
 
     return _holds(law, 1, near)
+
+
+def chooses(function: Function, count: int, near: Sequence[float] = ()) -> bool:
+    """Whether every entry of the output is an entry of an input (where, maximum).
+
+    >>> chooses(lambda inputs: inputs[0].maximum(inputs[1]), 2), chooses(lambda inputs: inputs[0] + inputs[1], 2)
+    (True, False)
+    """
+
+    def law(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        result = function(inputs).double()
+        return torch.stack([result == item for item in inputs]).any(0).double(), torch.ones_like(result)
+
+    return _holds(law, count, near)

@@ -16,6 +16,7 @@ from lightning_grow.alignment import Alignment
 from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import LOST, Cell, Kind
 from lightning_grow.interpret.contract import contract
+from lightning_grow.interpret.initial_states import find_initial_states
 from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
 from lightning_grow.interpret.pointwise import pointwise
 from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State, number_variable
@@ -36,7 +37,7 @@ from lightning_grow.meanings import (
 from lightning_grow.scale import Equation
 from lightning_grow.tape import Node, Value
 
-__all__ = ["Choice", "Decisions", "Failure", "State", "interpret", "number_variable"]
+__all__ = ["Choice", "Decisions", "Failure", "State", "find_initial_states", "interpret", "number_variable"]
 
 _HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
     Along: along,
@@ -76,7 +77,7 @@ def interpret(both: Alignment, choice: Choice) -> State:
 
 def _step(state: State, node: Node) -> None:
     """Find the source's node for this one, pair their axes, and work out the cells of the outputs."""
-    if all(value.constant is not None for value in node.outputs):
+    if state.at not in state.initial_states and all(value.constant is not None for value in node.outputs):
         return
     state.found = state.twins.find(state.at, node, lambda candidate: _fits(state, candidate, node))
     if state.found is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_grow.axes import Axis, atoms
-from lightning_grow.cells import CONSTANT_ZERO, LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
+from lightning_grow.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
 from lightning_grow.interpret.pointwise import changed_number, combine, constant_cell
 from lightning_grow.interpret.probed import ADD
 from lightning_grow.interpret.state import Commit, State, union
@@ -122,8 +122,6 @@ def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots:
     live = [term for term in terms if Kind.ZERO not in (term.left.kind, term.right.kind)]
     if any(Kind.LOST in (term.left.kind, term.right.kind) for term in live):
         return LOST
-    if state.found is not None and not any(slot.is_new for slot in slots):
-        _read_states_with_zeros(terms)
     if not live:
         return ZERO
     identity = [term for term in live if term.is_identity]
@@ -142,14 +140,6 @@ def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots:
         state.equal(scale, scales[0], node)
     mean = next((cell.atom for term in live for cell in (term.left, term.right) if cell.kind is Kind.MEAN), None)
     return kept(scales[0]) if mean is None else Cell(Kind.MEAN, scales[0], atom=mean)
-
-
-def _read_states_with_zeros(terms: list[_Term]) -> None:
-    """New units of an initial state are 0 now and will not be after a step: their readers have to be 0 all the same."""
-    for term in terms:
-        for cell, reader in ((term.left, term.right), (term.right, term.left)):
-            if cell == CONSTANT_ZERO and reader.kind is Kind.NEW and reader.direct and reader.sources:
-                raise Commit(zeros=reader.sources)
 
 
 def _silence(state: State, node: Node, bad: list[_Term]) -> Exception:

@@ -60,6 +60,10 @@ class Probed:
         law = lambda: probe.keeps(self.function, other.function, (*self.near, *other.near))  # noqa: E731
         return bool(self._ask(("keeps", other.key), law))
 
+    def chooses(self) -> bool:
+        """Whether it gives one of its inputs, entry by entry."""
+        return bool(self._ask("chooses", lambda: probe.chooses(self.function, self.count, self.near)))
+
 
 ADD = Probed(lambda inputs: inputs[0] + inputs[1], 2, "add")
 MULTIPLY = Probed(lambda inputs: inputs[0] * inputs[1], 2, "multiply")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from lightning_grow.alignment import Alignment
 from lightning_grow.axes import Axis
-from lightning_grow.cells import CONSTANT_ZERO, ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
+from lightning_grow.cells import CONSTANT_ZERO, UNSEEN, ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
+from lightning_grow.interpret.initial_states import find_initial_states
 from lightning_grow.meanings import Cells
 from lightning_grow.roles import Dimension
 from lightning_grow.scale import ONE, Equation, Scale, variable
@@ -93,6 +94,7 @@ class State:
         self.at = 0
         self.found: Node | None = None  # the source's node for the one being interpreted
         self.first_use = _first_uses(self.target)
+        self.initial_states = find_initial_states(self.target, self.pairing.grows).read
 
     # ---- decisions
     def commit(self, commit: Commit) -> None:
@@ -170,7 +172,10 @@ class State:
         """The cells of a value; those of parameters, inputs and constants are made on first use."""
         if value not in self.cells:
             self.cells[value] = self._given(value)
-        return self.cells[value]
+        cells = self.cells[value]
+        if value not in self.initial_states.get(self.at, ()):
+            return cells
+        return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
 
     def shape(self, value: Value) -> list[int]:
         """The number of cells along every dimension."""

@@ -83,9 +83,11 @@ def admit(state: State, node: Node, kind: str, added: list[Member], only: Axis |
             raise Commit(means=dict.fromkeys(cell.mean_sources, only))
         if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
             raise Commit(zeros=cell.sources)
+        old = state.pairing.old_size(growing[0])
+        copies = f"Use a multiple of {old}, so that they can be copies, or keep" if growing[0].size % old else "Keep"
         raise state.fail(
-            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: new units would change it. Use "
-            f"a multiple of {state.pairing.old_size(growing[0])}, so that they can be copies, or keep this size.",
+            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: {origins([cell])} would change "
+            f"it. {copies} this size.",
             growing,
         )
 
