@@ -77,7 +77,7 @@ def interpret(both: Alignment, choice: Choice) -> State:
 
 def _step(state: State, node: Node) -> None:
     """Find the source's node for this one, pair their axes, and work out the cells of the outputs."""
-    if state.at not in state.initial_states and all(value.constant is not None for value in node.outputs):
+    if state.at not in state.initial_states.read and all(value.constant is not None for value in node.outputs):
         return
     state.found = state.twins.find(state.at, node, lambda candidate: _fits(state, candidate, node))
     if state.found is not None:
@@ -92,6 +92,8 @@ def _step(state: State, node: Node) -> None:
         except Lost:
             lost = True
         state.cells[output] = state.filled(output, lambda _: LOST) if lost else cells
+        for cell in state.cells[output].flat if output in state.initial_states.next else ():
+            state.unscaled(cell, node)
 
 
 def _fits(state: State, candidate: Node, node: Node) -> bool:

@@ -26,10 +26,12 @@ class InitialStates:
     Args:
         read: Node index -> the tensors among its arguments that are such a state, or made of one.
         atoms: The atoms of those states.
+        next: What is computed of them in their own shape: any of it may be the state of the next step.
     """
 
     read: dict[int, frozenset[Value]]
     atoms: frozenset[Axis]
+    next: frozenset[Value]
 
 
 def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialStates:
@@ -62,8 +64,22 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             computed.update(node.outputs)
         if _moves(node) or all(value.constant is not None for value in node.outputs):
             roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
-    first = (root for states in read.values() for value in states for root in roots[value])
-    return InitialStates(read, frozenset(atom for value in first for axis in value.axes for atom in atoms(axis)))
+    first = {root for states in read.values() for value in states for root in roots[value]}
+    units = frozenset(atom for value in first for axis in value.axes for atom in atoms(axis))
+    return InitialStates(read, units, _next_states(trace, first))
+
+
+def _next_states(trace: Trace, first: set[Value]) -> frozenset[Value]:
+    """The values that depend on a state and have its shape, sizes of 1 aside."""
+    shapes, computed = {_shape(value) for value in first}, set(first)
+    for node in trace.nodes:
+        if computed.intersection(node.tensors()):
+            computed.update(node.outputs)
+    return frozenset(value for value in computed - first if _shape(value) in shapes)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(axis.size for axis in value.axes if axis.size != 1)
 
 
 def _is_zero(value: Value, grows: Callable[[Axis], bool]) -> bool:

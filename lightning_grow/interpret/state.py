@@ -94,7 +94,7 @@ class State:
         self.at = 0
         self.found: Node | None = None  # the source's node for the one being interpreted
         self.first_use = _first_uses(self.target)
-        self.initial_states = find_initial_states(self.target, self.pairing.grows).read
+        self.initial_states = find_initial_states(self.target, self.pairing.grows)
 
     # ---- decisions
     def commit(self, commit: Commit) -> None:
@@ -173,7 +173,7 @@ class State:
         if value not in self.cells:
             self.cells[value] = self._given(value)
         cells = self.cells[value]
-        if value not in self.initial_states.get(self.at, ()):
+        if value not in self.initial_states.read.get(self.at, ()):
             return cells
         return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
 

@@ -59,12 +59,22 @@ def normed_after(net, x, h):
     return net.norm(h), h
 
 
+def normed_state(net, x, h):
+    h = net.norm(net.into(x) + net.state(h))
+    return h, h
+
+
+def rescaled(net, x, h):
+    h = (net.into(x) + net.state(h)).relu()
+    return h / net.width**0.5, h
+
+
 def masked(net, x, h):
     h = torch.tanh(net.into(x) + net.state(h)).where(x[:, :1] > 0, h)
     return net.norm(torch.where(x[:, 1:2] > 0, h, torch.zeros_like(h))), h
 
 
-STEPS = [elman, normed, normed_sum, gated, gated_by_mean, read_first, normed_after, masked]
+STEPS = [elman, normed, normed_sum, gated, gated_by_mean, read_first, normed_after, normed_state, rescaled, masked]
 
 
 def grown(step, width, strategy, steps, **options):
