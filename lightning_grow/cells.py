@@ -43,6 +43,7 @@ class Cell:
             them are; None where none do.
         direct: Whether the cell is a parameter's own, only moved.
         born_zero: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
+        poles: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
         atom: The axis over which a MEAN is taken.
         origin: Where a NEW or LOST cell came about, for messages.
     """
@@ -53,6 +54,7 @@ class Cell:
     mean_sources: frozenset[Entry] | None = None
     direct: bool = False
     born_zero: bool = False
+    poles: frozenset[Entry] = frozenset()
     atom: Axis | None = None
     origin: str = ""
 

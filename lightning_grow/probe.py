@@ -67,6 +67,16 @@ def vanishes(function: Function, count: int, zeros: frozenset[int], near: Sequen
     return _holds(law, count, near)
 
 
+def diverges(function: Function, count: int, zeros: frozenset[int]) -> bool:
+    """Whether the output has no finite value where the inputs at `zeros` are 0, and the others are positive.
+
+    >>> diverges(lambda inputs: inputs[0] / inputs[1], 2, frozenset({1}))
+    True
+    """
+    inputs = [item * (index not in zeros) for index, item in enumerate(_sample(count, (), positive=True))]
+    return not bool(function(inputs).double().isfinite().any())
+
+
 def passes(function: Function, count: int, zeros: frozenset[int], kept: int, near: Sequence[float] = ()) -> bool:
     """Whether the output is input `kept` when the inputs at `zeros` are 0 (x + 0)."""
 

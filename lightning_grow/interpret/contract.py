@@ -32,11 +32,12 @@ class _Factor:
 
 @dataclass(frozen=True)
 class _Term:
-    """One product, over one choice of slots of the summed axes."""
+    """One product, over one choice of slots of the summed axes; `weights` are its cells that parameters alone make."""
 
     left: Cell
     right: Cell
     slots: list[Slot]
+    weights: tuple[Cell, ...]
 
     @property
     def is_kept(self) -> bool:
@@ -59,15 +60,15 @@ class _Term:
         for cell, other in ((self.left, self.right), (self.right, self.left)):
             if cell.born_zero and cell.sources and other.direct:
                 return cell.sources
-        for cell in (self.right, self.left):
-            if cell.kind is Kind.NEW and cell.direct:
+        for cell in self.weights:
+            if cell.kind is Kind.NEW and cell.sources:
                 return cell.sources
         return self.left.sources if self.left.sources is not None else self.right.sources
 
     def averager(self) -> frozenset[Entry] | None:
         """The parameter cells whose mean over units makes this product one."""
-        for cell in (self.right, self.left):
-            if cell.kind is Kind.NEW and cell.direct:
+        for cell in self.weights:
+            if cell.kind is Kind.NEW and cell.mean_sources:
                 return cell.mean_sources
         return next((cell.mean_sources for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
 
@@ -79,10 +80,16 @@ def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cell
     out = [label for label in meaning.labels[2] if label not in "()."]
     summed = {label: len(along) for label, along in slots.items() if label not in out}
     result = filled([len(slots[label]) for label in out], lambda _: LOST)
+    made = [factor for factor, value in ((right, meaning.right), (left, meaning.left)) if value in state.weights]
     for index in np.ndindex(result.shape):
         place = dict(zip(out, index, strict=True))
         terms = [
-            _Term(left.at(place | inner), right.at(place | inner), [slots[label][n] for label, n in inner.items()])
+            _Term(
+                left.at(place | inner),
+                right.at(place | inner),
+                [slots[label][n] for label, n in inner.items()],
+                tuple(factor.at(place | inner) for factor in made),
+            )
             for inner in _places(summed)
         ]
         result[index] = _sum(state, node, meaning, terms, [slots[label][n] for label, n in place.items()])

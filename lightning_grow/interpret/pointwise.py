@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.axes import atoms, resolve
-from lightning_grow.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
+from lightning_grow.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
 from lightning_grow.interpret.probed import Probed, probed_operator
 from lightning_grow.interpret.state import Commit, State, origins, union
 from lightning_grow.meanings import Cells, Pointwise, Reduce
@@ -184,8 +184,10 @@ def _combine_new(
         if sources is None:
             raise state.part(origins(everyone))
         raise Commit(zeros=sources)
+    poles = _poles(function, inputs, zeros, new)
     alone = [inputs[i].sources for i in sorted(new) if inputs[i].sources and function.vanishes(zeros | {i})]
-    together = sources if function.vanishes(zeros | new) else None
+    alone = [entries for entries in alone if entries and not entries & poles]
+    together = sources if sources and not sources & poles and function.vanishes(zeros | new) else None
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     mean_sources = union(cell.mean_sources for cell in everyone)
     only_bias = bool(zeros) and together is not None and all(cell.direct for cell in everyone)
@@ -194,8 +196,15 @@ def _combine_new(
         sources=alone[0] if alone else together,
         mean_sources=mean_sources if mean_sources and not zeros and function.averages(new | means) else None,
         born_zero=only_bias or any(cell.born_zero for cell in everyone),
+        poles=poles,
         origin=origins(everyone),
     )
+
+
+def _poles(function: Probed, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:
+    """The parameter cells that may not be 0: those behind a divisor, here or before."""
+    divisors = [inputs[i].sources for i in new if inputs[i].sources and function.diverges(zeros | {i})]
+    return frozenset().union(*(inputs[i].poles for i in new), *(entries for entries in divisors if entries))
 
 
 def _combine_unmatched(

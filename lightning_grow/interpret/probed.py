@@ -35,6 +35,10 @@ class Probed:
         """Whether the output is 0 where these inputs are."""
         return bool(self._ask(("vanishes", zeros), lambda: probe.vanishes(self.function, self.count, zeros, self.near)))
 
+    def diverges(self, zeros: frozenset[int]) -> bool:
+        """Whether the output has no finite value where these inputs are 0."""
+        return bool(self._ask(("diverges", zeros), lambda: probe.diverges(self.function, self.count, zeros)))
+
     def passes(self, zeros: frozenset[int], kept: int) -> bool:
         """Whether the output is input `kept` where the inputs at `zeros` are 0."""
         law = lambda: probe.passes(self.function, self.count, zeros, kept, self.near)  # noqa: E731

@@ -94,6 +94,7 @@ class State:
         self.at = 0
         self.found: Node | None = None  # the source's node for the one being interpreted
         self.first_use = _first_uses(self.target)
+        self.weights = _weights(self.target)
         self.initial_states = find_initial_states(self.target, self.pairing.grows)
 
     # ---- decisions
@@ -246,6 +247,17 @@ def _first_uses(trace: Trace) -> dict[str, int]:
             if value.name is not None:
                 uses.setdefault(value.name, number)
     return uses
+
+
+def _weights(trace: Trace) -> set[Value]:
+    """The values that are parameters, or made of parameters, buffers and constants."""
+    weights = {value for value in trace.tensors.values() if value.trained}
+    for node in trace.nodes:
+        values = node.tensors()
+        given = [value for value in values if value.constant is None and (value.trained or value.name is None)]
+        if given and weights.issuperset(given):
+            weights.update(node.outputs)
+    return weights
 
 
 def union(sources: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:

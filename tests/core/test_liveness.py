@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models import PAIRS, Pair, stack
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_grow import grow
 from lightning_grow.liveness import Liveness, count_dead_and_twins, measure_liveness
@@ -40,6 +42,67 @@ def test_every_new_unit_gets_a_gradient_within_two_steps(pair, strategy):
     for name, counts in alive.items():
         assert counts.twins == 0, name
         assert counts.idle == 0, name
+
+
+class Read(nn.Module):
+    """A ReLU layer that is read with a weight computed of `out.weight` and of what is beside it."""
+
+    def __init__(self, width, weight, **beside):
+        super().__init__()
+        self.into, self.out, self.weight = nn.Linear(6, width), nn.Linear(width, 2), weight
+        for name, make in beside.items():
+            setattr(self, name, make(width))
+
+    def forward(self, x):
+        return F.linear(self.into(x).relu(), self.weight(self), self.out.bias)
+
+
+def ones(width):
+    return nn.Parameter(torch.ones(width))
+
+
+COMPUTED = {
+    "times a number": (lambda net: net.out.weight * 2.0, {}),
+    "masked": (lambda net: net.out.weight * net.mask, {"mask": lambda width: nn.Buffer(torch.ones(2, width))}),
+    "scaled": (lambda net: net.out.weight * net.scale, {"scale": ones}),
+    "an adapter beside": (
+        lambda net: net.out.weight + net.up @ net.down,
+        {
+            "up": lambda _: nn.Parameter(torch.randn(2, 3)),
+            "down": lambda width: nn.Parameter(torch.randn(3, width)),
+        },
+    ),
+    "unit columns": (lambda net: net.out.weight / net.out.weight.norm(dim=0) * net.scale, {"scale": ones}),
+    "bounded": (lambda net: net.out.weight.tanh(), {}),
+}
+
+
+@pytest.mark.parametrize(("weight", "beside"), COMPUTED.values(), ids=COMPUTED)
+def test_units_read_with_a_computed_weight_learn(weight, beside):
+    torch.manual_seed(0)
+    source, target = (Read(width, weight, **beside).double() for width in (4, 6))
+    x = torch.randn(200, 6, dtype=torch.float64)
+    done = transfer(source, target, example_inputs=(x,))
+    assert done.report.max_output_error < 1e-13  # float64, a few dozen operations
+    target.load_state_dict(done.state_dict)
+    assert bool((target.into.weight[4:] != 0).any(1).all())
+    (counts,) = measure_liveness(done.plan, target, (x,), steps=3).values()
+    assert counts.idle == 0
+
+
+def vocoder(width):
+    layers = nn.Conv1d(6, width, 3, padding=1), nn.ConvTranspose1d(width, width // 2, 4, 2, 1)
+    first, second, last = map(weight_norm, (*layers, nn.Conv1d(width // 2, 1, 3, padding=1)))
+    return nn.Sequential(first, nn.LeakyReLU(0.1), second, nn.LeakyReLU(0.1), last)
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_no_norm_of_a_weight_becomes_0(width):
+    source, target, x = vocoder(4).double(), vocoder(width).double(), torch.randn(2, 6, 9, dtype=torch.float64)
+    done = transfer(source, target, example_inputs=(x,))
+    assert done.report.max_output_error < 1e-13  # float64, a few hundred operations
+    target.load_state_dict(done.state_dict)
+    assert all(counts.idle == 0 for counts in measure_liveness(done.plan, target, (x,), steps=3).values())
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.GELU])
