@@ -72,12 +72,16 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Reduce:
-    """A statistic over `dims`: "sum", "mean", "var", "max", "any"; `count` is how many entries a mean divides by."""
+    """A statistic over `dims`: "sum", "mean", "var", "std", "norm", "max", "any".
+
+    `number` is what a variance or deviation subtracts from the count, or the p of a norm.
+    """
 
     input: Value
     dims: tuple[int, ...]
     kind: str
     keepdim: bool
+    number: float = 0.0
 
 
 @dataclass(frozen=True)

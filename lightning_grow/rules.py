@@ -448,7 +448,7 @@ _STATISTICS = {
     "sum": "sum",
     "mean": "mean",
     "var": "var",
-    "std": "var",
+    "std": "std",
     "var_mean": "var",
     "amax": "max",
     "amin": "max",
@@ -474,7 +474,16 @@ def reduce(call: Call) -> list[Output]:
     keepdim = bool(call.get("keepdim", False))
     axes = [Axis(1) if dim in dims else axis for dim, axis in enumerate(value.axes) if keepdim or dim not in dims]
     kinds = ["var", "mean"] if call.node.name == "var_mean" else [_STATISTICS[call.node.name]] * len(call.shapes)
-    return [(list(axes), Reduce(value, dims, kind, keepdim)) for kind in kinds]
+    return [(list(axes), Reduce(value, dims, *_numbered(call, kind, keepdim))) for kind in kinds]
+
+
+def _numbered(call: Call, kind: str, keepdim: bool) -> tuple[str, bool, float]:
+    """The kind of a statistic with its number; an infinite norm is a maximum, one without power no sum."""
+    if kind in ("var", "std"):
+        return kind, keepdim, float(call.get("correction", 1))
+    number = float(call.get("ord", call.get("p", 2))) if kind == "norm" else 0.0
+    kind = "max" if number == float("inf") else "any" if kind == "norm" and number <= 0 else kind
+    return kind, keepdim, number
 
 
 @axis_rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from lightning_grow.tape import Node, Value
 
 Member = tuple[Cell, list[Slot]]  # a cell under a statistic, and where it lies along the reduced dimensions
 _SUMMED = ("sum", "mean", "norm")  # statistics to which zeros add nothing
+_CENTRED = ("mean", "var", "std")  # statistics to which the mean of the others adds nothing
 
 
 def reduce(state: State, node: Node, output: Value, meaning: Reduce) -> Cells:
@@ -53,9 +55,23 @@ def _statistic(state: State, node: Node, meaning: Reduce, members: list[Member],
     live = [cell for cell in old if cell.kind is not Kind.ZERO]
     for cell in live[1:]:
         state.equal(cell.scale, live[0].scale, node)
-    copied = [atom for _, at in members for slot in at for atom in slot.copied_atoms()]
+    copied = list(dict.fromkeys(atom for _, at in members for slot in at for atom in slot.copied_atoms()))
+    if meaning.kind == "any":
+        return _not_scaled(state, node, live[0], copied)
     power = 2.0 if meaning.kind == "var" else 1.0
     return kept(live[0].scale * power + _shift(state, node, meaning, added, copied))
+
+
+def _not_scaled(state: State, node: Node, cell: Cell, copied: list[Axis]) -> Cell:
+    """A product, a logsumexp, the place of a maximum: neither a factor nor copies come out as a factor."""
+    if copied:
+        raise state.fail(
+            f"{node.op} in {node.where} runs over {state.describe(copied)}, whose copies would change it. Keep this "
+            "size.",
+            copied,
+        )
+    state.unscaled(cell, node)
+    return kept()
 
 
 def _split(members: list[Member]) -> tuple[list[Cell], list[Member]]:
@@ -77,9 +93,9 @@ def admit(state: State, node: Node, kind: str, added: list[Member], only: Axis |
         state.admitted.update(growing)
         if cell.kind is Kind.ZERO and kind in _SUMMED:
             continue
-        if cell.kind is Kind.MEAN and kind in ("mean", "var") and cell.atom is only:
+        if cell.kind is Kind.MEAN and kind in _CENTRED and cell.atom is only:
             continue
-        if cell.kind is Kind.NEW and kind in ("mean", "var") and cell.mean_sources and only is not None:
+        if cell.kind is Kind.NEW and kind in _CENTRED and cell.mean_sources and only is not None:
             raise Commit(means=dict.fromkeys(cell.mean_sources, only))
         if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
             raise Commit(zeros=cell.sources)
@@ -101,18 +117,19 @@ def growth_over(state: State, value: Value, dims: tuple[int, ...]) -> float:
 
 
 def _shift(state: State, node: Node, meaning: Reduce, added: list[Member], copied: list[Axis]) -> Scale:
-    """By what factor the statistic changes."""
-    for atom in dict.fromkeys(copied if meaning.kind != "max" else ()):
-        multiplicity(state, node, atom)
-    growth = growth_over(state, meaning.input, meaning.dims)
-    silent = bool(added) and all(cell.kind is Kind.ZERO for cell, _ in added)
-    if meaning.kind == "mean" and silent:
-        return shifted(1.0 / growth)
-    if meaning.kind == "var" and added:
-        return shifted(1.0 / growth)
-    if meaning.kind in ("sum", "norm") and not added:
-        return shifted(growth if meaning.kind == "sum" else growth**0.5)
-    return ONE
+    """By what factor the statistic changes: what is summed grows with the copies, the count with every entry."""
+    if meaning.kind == "max" or not (added or copied):
+        return ONE
+    copies = math.prod(multiplicity(state, node, atom) for atom in copied)
+    if meaning.kind in ("sum", "norm"):
+        return shifted(copies) * (1.0 / meaning.number if meaning.kind == "norm" else 1.0)
+    if meaning.kind == "mean" and any(cell.kind is Kind.MEAN for cell, _ in added):
+        return ONE
+    new = math.prod(meaning.input.axes[dim].size for dim in meaning.dims)
+    old = round(new / growth_over(state, meaning.input, meaning.dims))
+    if old <= meaning.number:
+        return ONE  # no number in either model
+    return shifted(copies * (old - meaning.number) / (new - meaning.number)) * (0.5 if meaning.kind == "std" else 1.0)
 
 
 def normalize(state: State, node: Node, output: Value, meaning: Normalize) -> Cells:
