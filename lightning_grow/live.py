@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_grow.architecture import untouched_rng
+from lightning_grow.compare import output_error
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.rollback import unchanged_attributes
 from lightning_grow.trace import Forward
-from lightning_grow.verify import output_error, outputs
+from lightning_grow.verify import outputs
 
 
 @contextmanager

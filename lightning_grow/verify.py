@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_grow.trace import Forward, call_arguments, evaluating, output_tensors
 from lightning_grow.untouched import same_attributes, same_contents

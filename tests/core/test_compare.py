@@ -7,7 +7,7 @@ import torch
 from models import features, stack
 from torch import nn
 
-from lightning_grow import RefusedGrowth, grow
+from lightning_grow import grow
 from lightning_grow.compare import compare, output_error
 from lightning_grow.rounding import Moved
 from lightning_grow.verify import outputs
@@ -151,8 +151,8 @@ def test_a_code_that_changes_is_an_error():
         assert report.max_output_error == (0.0 if kept else 1.0)
 
 
-def unbiased(side):
-    """A norm by the unbiased deviation depends on the number of units, by some percent."""
+def beside(side):
+    """A norm, with something beside it that is computed in another type."""
 
     class Model(nn.Module):
         def __init__(self, width):
@@ -161,7 +161,7 @@ def unbiased(side):
 
         def forward(self, x):
             h = self.into(x)
-            y = self.out((h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1e-6))
+            y = self.out(nn.functional.layer_norm(h, h.shape[-1:]))
             return y + side(self, x)
 
     return Model
@@ -178,9 +178,10 @@ def unbiased(side):
     ids=["of the input", "of the units", "of little weight", "of a constant at a threshold"],
 )
 def test_a_cast_on_the_side_does_not_loosen_the_limit(side):
-    model = unbiased(side)
-    with pytest.raises(RefusedGrowth, match=r"expected at most [0-9.]+e-0[5-9]"):
-        grow(model(8), model(16), example_inputs=(features(64)[0].float(),))
+    model = beside(side)
+    report = grow(model(8), model(16), strategy="copy_and_extend", example_inputs=(features(64)[0].float(),))
+    assert report.tolerance < 1e-4
+    assert not report.function_preserving
 
 
 def autocast(module, x):

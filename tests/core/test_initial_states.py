@@ -128,6 +128,7 @@ class Step(nn.Module):
         return self.out(h), h, c
 
 
+@pytest.mark.filterwarnings("ignore:New inputs are taken to stand after the old ones")
 @pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
 @pytest.mark.parametrize("state", [torch.zeros, torch.ones])
 def test_units_of_an_input_are_never_taken_for_copies(state, strategy):

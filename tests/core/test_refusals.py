@@ -143,7 +143,7 @@ CASES = {
     "an if on weights": (middle(by_sign), r"reads the content of a tensor that depends on weights.*torch.where"),
     "standard deviation of fresh units": (
         middle(lambda x: x.relu() / x.relu().std(-1, keepdim=True)),
-        r"takes a var over 'into.weight' axis 0 \(8 -> 12\)",
+        r"(takes a std|sums) over 'into.weight' axis 0 \(8 -> 12\)",
     ),
     "heads swapped": (
         Pair(Heads, (4, 16), (8, 8), sequence),
