@@ -240,7 +240,7 @@ def rebuild_source(
         source: Builds the source from the hyperparameters, instead of the target's class.
 
     Returns:
-        The source, in evaluation mode or training mode as the target is.
+        The source, in evaluation mode or training mode and in the float type as the target is.
 
     Raises:
         RefusedGrowth: There is nothing to build it from, or what was built does not fit the weights.
@@ -250,6 +250,7 @@ def rebuild_source(
         raise RefusedGrowth(f"the checkpoint holds no hyperparameters, so its module cannot be built again. {WAYS_OUT}")
 
     module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state)
+    _match_float_type(module, target)
     _match_example_inputs(module, target)
     if names := find_record(checkpoint).get("input_names"):
         setattr(module, INPUT_NAMES, names)
@@ -366,6 +367,23 @@ def _has_meta_tensors(module: nn.Module) -> bool:
     attributes = (item for child in module.modules() for item in vars(child).items())
     plain = [value for name, value in attributes if isinstance(value, Tensor) and name != "_example_input_array"]
     return any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers(), *plain])
+
+
+def _match_float_type(source: nn.Module, target: nn.Module) -> None:
+    """Bring the source to the target's one float type, for what runs in another rounds otherwise."""
+    own, wanted = (
+        {item.dtype for item in module.parameters() if item.is_floating_point()} for module in (source, target)
+    )
+    if len(wanted) != 1 or own == wanted == {torch.get_default_dtype()}:
+        return
+    dtype = wanted.pop()
+    source.to(dtype)
+    inputs = tree_map(lambda leaf: _cast(leaf, dtype), getattr(source, "example_input_array", None))
+    setattr(source, "example_input_array", inputs)  # noqa: B010 - a plain attribute, which nn.Module's type denies
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _match_example_inputs(source: nn.Module, target: nn.Module) -> None:

@@ -120,11 +120,11 @@ class GrowthSchedule(ArchTransfer):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See ArchTransfer; and plan every stage that is left."""
         super().on_fit_start(trainer, pl_module)
-        current = self.find_stage(find_hparams(pl_module))
+        current, options = self.find_stage(find_hparams(pl_module)), self._find_options(trainer)
         for number in range(current + 1, len(self.stages) + 1):
             small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
             with _naming_stage(number):
-                plan = plan_growth(small, large, **{key: self.options[key] for key in PLANNED})
+                plan = plan_growth(small, large, **{key: options[key] for key in PLANNED})
                 refuse(plan)
                 if plan.is_trivial:
                     raise RefusedGrowth(f"{self.stages[number - 1]} changes no shape. Leave it out, or make it bigger.")
@@ -187,6 +187,7 @@ class GrowthSchedule(ArchTransfer):
         """A checkpoint of a later stage than the module's: the module first becomes that stage."""
         stage = self.find_stage(checkpoint_hparams(checkpoint))
         if stage > self.find_stage(find_hparams(pl_module)):
+            _in_precision(trainer, pl_module)
             self._become(trainer, pl_module, stage)
         super()._grow(trainer, pl_module, checkpoint)
 
@@ -199,7 +200,8 @@ class GrowthSchedule(ArchTransfer):
         checkpoint["callbacks"][self.state_key] = self.state_dict()
         self.on_save_checkpoint(trainer, pl_module, checkpoint)
         modules = [pl_module, *(average.module for average in _find_averages(trainer))]
-        growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **self.options)
+        options = self._find_options(trainer)
+        growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **options)
         if growth is None:
             return
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
@@ -240,10 +242,9 @@ class GrowthSchedule(ArchTransfer):
         report = transfer.report
         if report.tolerance is None or not report.function_preserving:
             return nullcontext()
-        inputs = paired_inputs(
-            transfer.plan,
-            *find_examples(modules[0], target, self.options["example_inputs"], self.options["forward"]),
-        )
+        options = self._find_options(modules[0].trainer)
+        examples = find_examples(modules[0], target, options["example_inputs"], options["forward"])
+        inputs = paired_inputs(transfer.plan, *examples)
         return same_function(modules, *inputs, self.options["forward"], report.tolerance)
 
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[str]:
@@ -265,13 +266,20 @@ class GrowthSchedule(ArchTransfer):
         with untouched_rng():
             torch.manual_seed(self.options["seed"] + stage)
             try:
-                return configure(build_module(pl_module, hparams, self.source, name))
+                return _in_precision(pl_module.trainer, configure(build_module(pl_module, hparams, self.source, name)))
             except Exception as error:  # any code may run in an __init__
                 raise RefusedGrowth(
                     f"{type(pl_module).__name__} cannot be built from the hyperparameters it keeps, {sorted(hparams)} "
                     f"({type(error).__name__}: {error}). Keep all that its __init__ needs (save_hyperparameters "
                     "without ignore=), or pass source= (a callable hparams -> nn.Module) to GrowthSchedule."
                 ) from error
+
+    def _find_options(self, trainer: Trainer) -> dict[str, Any]:
+        """The options of `transfer`, with the example inputs as the module gets its batches."""
+        return {
+            **self.options,
+            "example_inputs": trainer.precision_plugin.convert_input(self.options["example_inputs"]),
+        }
 
     def _hparams(self, pl_module: LightningModule, stage: int) -> dict[str, Any]:
         hparams = find_hparams(pl_module)
@@ -314,6 +322,14 @@ def _naming_stage(number: int) -> Iterator[None]:
         yield
     except RefusedGrowth as error:
         raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
+
+
+def _in_precision(trainer: Trainer, module: Any) -> nn.Module:
+    """A module and its example inputs in the precision that it trains in; Lightning converts modules only later."""
+    module = trainer.precision_plugin.convert_module(module)
+    if getattr(module, "example_input_array", None) is not None:
+        module.example_input_array = trainer.precision_plugin.convert_input(module.example_input_array)
+    return module  # type: ignore[no-any-return]
 
 
 def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

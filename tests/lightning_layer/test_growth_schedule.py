@@ -75,6 +75,60 @@ def test_new_units_learn_after_each_stage(tmp_path):
     assert module.net[2].weight[:, 8:].abs().min() > 0
 
 
+class Rounding(Stack):
+    """Has something that no state dict carries, so that a buffer must be converted too."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.register_buffer("mixing", torch.linspace(-1, 1, 16).reshape(4, 4), persistent=False)
+
+    def forward(self, x):
+        return self.net(x @ self.mixing)
+
+
+class Bits(L.Callback):
+    """The weights, and the outputs for example inputs of the module's own type."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 8:
+            inputs = trainer.precision_plugin.convert_input(pl_module.example_input_array)
+            with torch.no_grad():
+                self.seen = (
+                    pl_module(inputs),
+                    pl_module.net[0].weight[:8].clone(),
+                    pl_module.net[2].weight[:, :8].clone(),
+                )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"verify": False}, {"example_inputs": (torch.ones(2, 4),)}, {"optimizer": "transfer"}]
+)
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_stage_keeps_every_bit_of_the_weights_in_any_precision(tmp_path, precision, options):
+    before, after, module = Bits(), Bits(), make(Rounding)
+    schedule = GrowthSchedule(STAGES, at=[8, 12], **options)
+    fit(module, tmp_path, before, schedule, after, precision=precision, max_epochs=2)
+    assert module.net[0].out_features == 16
+    assert all(map(torch.equal, before.seen[1:], after.seen[1:]))
+    assert after.seen[0].dtype == module.dtype
+    tolerance = 10 * torch.finfo(module.dtype).eps  # sums of 8 units, of about 1, in another order
+    torch.testing.assert_close(after.seen[0], before.seen[0], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_file_of_a_later_stage_is_resumed_in_any_precision(tmp_path, precision):
+    def run(module, max_epochs, ckpt_path=None):
+        schedule = GrowthSchedule(STAGES, at=[4, 12])
+        return fit(module, tmp_path, schedule, ckpt_path=ckpt_path, precision=precision, max_epochs=max_epochs)
+
+    straight = make(Rounding)
+    run(straight, 3)
+    run(make(Rounding), 1).save_checkpoint(tmp_path / "stage.ckpt")
+    resumed = Rounding()
+    run(resumed, 3, tmp_path / "stage.ckpt")
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(straight).items())
+
+
 @pytest.mark.parametrize("saved_at", [1, 2])
 @pytest.mark.parametrize("optimizer", ["reset", "transfer", "asymmetric"])
 def test_straight_equals_saved_in_any_stage_and_resumed(tmp_path, optimizer, saved_at):
