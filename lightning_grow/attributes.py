@@ -28,22 +28,31 @@ def named_parts(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return chain(module.named_modules(), *tensors)
 
 
-def is_alike(one: Any, other: Any, names: Mapping[int, str], seen: frozenset[tuple[int, int]] = frozenset()) -> bool:
+def is_alike(one: Any, other: Any, names: Mapping[int, str]) -> bool:
     """Whether two values say the same, as deep as they can be opened; parts of modules are alike by their names.
 
-    What cannot be opened nor compared (a generator, a lock) counts as alike if it is of one type.
+    What cannot be opened nor compared (a generator, a lock) counts as alike if it is of one type, and so does what is
+    too deep to look through.
 
     Args:
         one: A value.
         other: Another.
         names: The dotted names of all parts of the modules that the values may point at, by ``id``.
-        seen: The pairs under comparison, for values that contain themselves.
 
     >>> is_alike(lambda x, width=4: x / width, lambda x: x, {}), is_alike([1, (2, {"a": 3})], [1, (2, {"a": 3})], {})
     (False, True)
     """
+    try:
+        return _is_alike(one, other, names, set())
+    except RecursionError:
+        return True
+
+
+def _is_alike(one: Any, other: Any, names: Mapping[int, str], seen: set[tuple[int, int]]) -> bool:
+    """See `is_alike`; pairs that were seen are alike, for the first that are not end it all."""
     if one is other or (id(one), id(other)) in seen:
         return True
+    seen.add((id(one), id(other)))
     if id(one) in names or id(other) in names:
         return names.get(id(one)) == names.get(id(other))
     if type(one) is not type(other):
@@ -53,10 +62,8 @@ def is_alike(one: Any, other: Any, names: Mapping[int, str], seen: frozenset[tup
     opened, theirs = _open(one), _open(other)
     if opened is None or theirs is None:
         return _is_equal(one, other)
-    seen = seen | {(id(one), id(other))}
-    return opened[0] == theirs[0] and all(
-        is_alike(*pair, names, seen) for pair in zip(opened[1], theirs[1], strict=True)
-    )
+    pairs = zip(opened[1], theirs[1], strict=False)
+    return opened[0] == theirs[0] and all(_is_alike(*pair, names, seen) for pair in pairs)
 
 
 def has_same_values(one: Tensor | None, other: Tensor | None) -> bool:
@@ -66,25 +73,33 @@ def has_same_values(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and torch.equal(one.detach().cpu().to(other.dtype), other.detach().cpu())
 
 
-def redirect(value: Any, parts: Mapping[int, Any], within: frozenset[int] = frozenset()) -> Any:
+def redirect(value: Any, parts: Mapping[int, Any]) -> Any:
     """The same value with other parts of modules in place of those that it points at; itself where it points at none.
 
     Args:
         value: Anything.
         parts: For the ``id`` of a part, what takes its place.
-        within: The values being rebuilt, for those that contain themselves.
 
     >>> old, new = nn.Linear(2, 3), nn.Linear(2, 3)
     >>> redirect({"layers": [old, 1]}, {id(old): new})["layers"][0] is new
     True
     """
-    if id(value) in parts:
-        return parts[id(value)]
-    opened = None if id(value) in within else _open(value)
-    if opened is None:
+    try:
+        return _redirect(value, dict(parts))
+    except RecursionError:
         return value
-    items = [redirect(item, parts, within | {id(value)}) for item in opened[1]]
-    return value if all(map(operator.is_, items, opened[1])) else opened[2](items)
+
+
+def _redirect(value: Any, known: dict[int, Any]) -> Any:
+    """See `redirect`; what was met is known, and stands for itself inside of itself."""
+    opened = None if id(value) in known else _open(value)
+    if opened is None:
+        return known.get(id(value), value)
+    known[id(value)] = value
+    items = [_redirect(item, known) for item in opened[1]]
+    if not all(map(operator.is_, items, opened[1])):
+        known[id(value)] = opened[2](items)
+    return known[id(value)]
 
 
 def _open(value: Any) -> Opened | None:

@@ -45,18 +45,22 @@ class GrowthSchedule(ArchTransfer):
 
     The configured module is the stage before the first. Each growth is that of a resume: the same plan, check,
     optimizer state, warm-up and report. All stages are planned before the first step, so that no run stops in its
-    middle over a stage that cannot be. It takes the place of ArchTransfer: a checkpoint of any stage resumes with the
-    same configuration (the module takes on that stage's architecture before the weights load), a smaller one grows.
+    middle over a stage that cannot be; what only the living module shows (an attribute that goes by the old width) is
+    refused when its stage begins, with everything as it was. It takes the place of ArchTransfer: a checkpoint of any
+    stage resumes with the same configuration (the module takes on that stage's architecture before the weights load),
+    a smaller one grows.
 
     Args:
-        stages: For every stage, the hyperparameters that change, by name; dots reach into nested ones ("model.width").
+        stages: For every stage, the hyperparameters that change, by name; dots reach into nested ones ("model.width"),
+            be they a dict, a namespace or a dataclass.
         at: At which `trainer.global_step` (optimizer steps) each stage begins, ascending.
         on_plateau: Instead of `at`: grow when a logged value has stopped getting better, as a dict of "monitor" (its
             name), "patience" (epochs, 5 by default), "mode" ("min" by default, or "max"), "min_delta" (0 by default).
         **options: The arguments of `ArchTransfer`.
 
     Raises:
-        ValueError: Not exactly one of `at` and `on_plateau`, or a list of another length or order.
+        ValueError: Not exactly one of `at` and `on_plateau`, a list of another length or order, or a stage of values
+            that cannot be compared.
 
     References: Chen et al., "Net2Net" (2016), and Gong et al., "Efficient training of BERT by progressively stacking"
     (2019) grow in stages.
@@ -201,7 +205,8 @@ class GrowthSchedule(ArchTransfer):
         self.on_save_checkpoint(trainer, pl_module, checkpoint)
         modules = [pl_module, *(average.module for average in _find_averages(trainer))]
         options = self._find_options(trainer)
-        growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **options)
+        with _naming_stage(stage):
+            growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **options)
         if growth is None:
             return
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):

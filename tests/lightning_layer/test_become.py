@@ -223,6 +223,34 @@ def test_what_the_run_has_changed_stays_and_what_it_cannot_keep_is_named():
     assert (module.hidden.shape, module.state.shape) == ((6,), (6,))
 
 
+class Helper:
+    def __init__(self, net, width):
+        self.net, self.width, self.parent, self.friends = net, width, None, []
+
+
+class Crowd(nn.Module):
+    """Objects that know one another, a long chain of them, and one that knows layers."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.net = nn.Linear(width, 2)
+        self.helper = Helper(self.net, width)
+        self.crowd = [Helper(None, 0) for _ in range(40)]
+        for one in self.crowd:
+            one.friends = self.crowd
+        self.chain = Helper(None, 0)
+        for _ in range(2000):
+            self.chain = Helper(self.chain, 0)
+
+
+def test_objects_that_know_one_another_are_looked_through_once():
+    module = Crowd(4)
+    crowd, chain = module.crowd, module.chain
+    become(module, Crowd(6), Crowd(4))
+    assert (module.helper.net is module.net, module.helper.width) == (True, 6)
+    assert (module.crowd is crowd, module.chain is chain) == (True, True)
+
+
 def test_a_compiled_part_becomes_the_new_one():
     def wrap(width):
         return nn.ModuleDict(
