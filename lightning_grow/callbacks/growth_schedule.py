@@ -144,8 +144,9 @@ class GrowthSchedule(ArchTransfer):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where Lightning leaves out what a plateau is counted by."""
-        loop = trainer.fit_loop.epoch_loop
-        if self.plateau is not None and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
+        loop, waits = trainer.fit_loop.epoch_loop, self.find_stage(find_hparams(pl_module)) < len(self.stages)
+        left_out = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
+        if self.plateau is not None and waits and left_out:
             rank_zero_warn(
                 "The checkpoint was saved at an epoch's last step, before its validation, and Lightning (2.6) does not "
                 f"make up for that: on_plateau has no {self.plateau.monitor!r} of this epoch and does not count it. "
