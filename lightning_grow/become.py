@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,21 @@ TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 """Those of vars(module) in which nn.Module keeps its parts."""
 
 
-def become(module: nn.Module, grown: nn.Module, fresh: nn.Module) -> list[str]:
+@dataclass(frozen=True)
+class Contested:
+    """What both the architecture and the run have a say in.
+
+    Args:
+        lost: Tensors that no state dict carries, that the run has changed and that had to take the new architecture's
+            shape: their values are lost.
+        kept: Other attributes that the run has changed: they stay, and are not those of the new architecture.
+    """
+
+    lost: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def become(module: nn.Module, grown: nn.Module, fresh: nn.Module) -> Contested:
     """Give a module the architecture of another; what a run has put into it stays.
 
     Every submodule keeps its identity, its hooks and its mode, and every attribute in which `fresh` and `grown` agree
@@ -30,14 +45,13 @@ def become(module: nn.Module, grown: nn.Module, fresh: nn.Module) -> list[str]:
         fresh: A newly built module of the architecture that `module` has.
 
     Returns:
-        The tensors that no state dict carries, that the run has changed and that had to take the new architecture's
-        shape: their values are lost.
+        The names of what has changed on both sides.
 
     >>> import torch
     >>> module, fresh, grown = (nn.Sequential(nn.Linear(2, size), nn.Linear(size, 2)) for size in (3, 3, 5))
     >>> first = module[0]
     >>> become(module, grown, fresh)
-    []
+    Contested(lost=[], kept=[])
     >>> module[0] is first, first.out_features, module(torch.ones(1, 2)).shape
     (True, 5, torch.Size([1, 2]))
     """
@@ -47,7 +61,7 @@ def become(module: nn.Module, grown: nn.Module, fresh: nn.Module) -> list[str]:
     change.redirect(module)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trained.get(name, parameter.requires_grad))
-    return change.lost
+    return change.contested
 
 
 class _Change:
@@ -57,7 +71,7 @@ class _Change:
         self.before = [(name, part) for module in modules for name, part in named_parts(module)]  # alive, so ids hold
         self.names = {id(part): name for name, part in self.before}
         self.taken: list[tuple[dict[str, Any], str, Any]] = []  # attributes, name, value
-        self.lost: list[str] = []
+        self.contested = Contested()
 
     def apply(self, module: nn.Module, grown: nn.Module, fresh: nn.Module, path: str) -> None:
         """Take over the tensors, then the submodules, then all other attributes."""
@@ -94,7 +108,7 @@ class _Change:
         if has_same_values(own, old):
             return own if has_same_values(old, new) else new
         if not _fits(old, new):
-            self.lost.append(f"{path}{name}")
+            self.contested.lost.append(f"{path}{name}")
         return own if _fits(old, new) else new
 
     def _take_attribute(self, own: dict[str, Any], fresh: Table, grown: Table, name: str, path: str) -> None:
@@ -102,8 +116,10 @@ class _Change:
             self.taken.append((own, name, grown[name]))
         elif name in own and not is_alike(own[name], fresh[name], self.names):
             if self._shapes(fresh[name]) != self._shapes(grown[name]):
-                self.lost.append(f"{path}{name}")
+                self.contested.lost.append(f"{path}{name}")
                 own[name] = grown[name]
+            elif not is_alike(fresh[name], grown[name], self.names):
+                self.contested.kept.append(f"{path}{name}")
             if any(id(leaf) in self.names for leaf in tree_leaves(own[name])):
                 self.taken.append((own, name, own[name]))
         elif name in own:

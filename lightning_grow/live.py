@@ -21,7 +21,7 @@ from lightning_grow.verify import outputs
 @contextmanager
 def same_function(
     modules: Sequence[nn.Module], before: Any, after: Any, forward: Forward | None, limit: float
-) -> Iterator[None]:
+) -> Iterator[list[str]]:
     """Refuse what the block does to modules if they then compute something else; the modules are not put back.
 
     Args:
@@ -30,6 +30,9 @@ def same_function(
         after: The same, as they take them afterwards.
         forward: Instead of their own forward.
         limit: The largest relative output error.
+
+    Yields:
+        An empty list, for the block to name what may be the cause.
 
     Raises:
         RefusedGrowth: A module computes something else, or cannot be run any more.
@@ -41,16 +44,19 @@ def same_function(
     lightning_grow.errors.RefusedGrowth: Linear computes something else after the growth: ...
     """
     expected = [_run(module, before, forward) for module in modules]
-    yield
+    suspects: list[str] = []
+    yield suspects
     for module, old in zip(modules, expected, strict=True):
         try:
             error = output_error(old, _run(module, after, forward))
         except Exception as failure:  # any code may run in a forward
             raise RefusedGrowth(
-                _explain(module, f"its forward fails, {type(failure).__name__}: {failure}")
+                _explain(module, suspects, f"its forward fails, {type(failure).__name__}: {failure}")
             ) from failure
         if not error <= limit:
-            raise RefusedGrowth(_explain(module, f"by {error:.1e} of its output scale, expected at most {limit:.1e}"))
+            raise RefusedGrowth(
+                _explain(module, suspects, f"by {error:.1e} of its output scale, expected at most {limit:.1e}")
+            )
 
 
 def _run(module: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor]:
@@ -61,10 +67,11 @@ def _run(module: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor
         return outputs(module, inputs, forward)
 
 
-def _explain(module: nn.Module, what: str) -> str:
+def _explain(module: nn.Module, suspects: Sequence[str], what: str) -> str:
+    named = f" (it may be {', '.join(suspects)})" if suspects else ""
     return (
         f"{type(module).__name__} computes something else after the growth: {what}. A newly built module of this "
-        "architecture kept the function, so the cause is an attribute of this one that goes with the architecture and "
-        "that the run has changed, or that cannot be compared. Keep such values in registered buffers, or compute them "
-        "in forward; or grow between two runs, with ArchTransfer."
+        f"architecture kept the function, so the cause is an attribute of this one{named} that goes with the "
+        "architecture and that the run has changed, or that cannot be compared. Keep such values in registered "
+        "buffers, or compute them in forward; or grow between two runs, with ArchTransfer."
     )

@@ -24,7 +24,7 @@ from lightning_grow.architecture import (
     to_plain,
     untouched_rng,
 )
-from lightning_grow.become import become
+from lightning_grow.become import Contested, become
 from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, print_report
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
@@ -212,8 +212,8 @@ class GrowthSchedule(ArchTransfer):
             return
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
             trainable, warmup = Trainable.of(pl_module, trainer.optimizers), self._warmup
-            with self._keeping_function(modules, target, growth.transfer):
-                self._change(trainer, pl_module, stage, checkpoint)
+            with self._keeping_function(modules, target, growth.transfer) as suspects:
+                suspects += self._change(trainer, pl_module, stage, checkpoint)
             # What Lightning does before the first step: device, precision, the DDP wrapper, the optimizers.
             trainer.strategy.model = pl_module
             trainer.strategy.setup(trainer)
@@ -226,9 +226,12 @@ class GrowthSchedule(ArchTransfer):
         warmup.detach()
         self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
 
-    def _change(self, trainer: Trainer, pl_module: LightningModule, stage: int, checkpoint: Mapping[str, Any]) -> None:
-        """Make the module that of a stage, and every average of it, with the weights of a grown checkpoint."""
-        lost = self._become(trainer, pl_module, stage)
+    def _change(
+        self, trainer: Trainer, pl_module: LightningModule, stage: int, checkpoint: Mapping[str, Any]
+    ) -> list[str]:
+        """Make the module that of a stage, and every average of it, with a checkpoint's weights; name what it kept."""
+        contested = self._become(trainer, pl_module, stage)
+        lost = [name for one in contested for name in one.lost]
         if lost:
             raise RefusedGrowth(
                 f"{', '.join(lost)}: of the architecture's shape, changed by the run, and in no state dict, so what it "
@@ -240,30 +243,31 @@ class GrowthSchedule(ArchTransfer):
         for number, average in enumerate(_find_averages(trainer)):
             average.module.load_state_dict(checkpoint["callbacks"][str(number)]["average_model_state"])
             average.to(pl_module.device)
+        return contested[-1].kept
 
     def _keeping_function(
         self, modules: list[Any], target: nn.Module, transfer: Transfer
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[list[str]]:
         """The check of the growth itself, now on the modules that live."""
         report = transfer.report
         if report.tolerance is None or not report.function_preserving:
-            return nullcontext()
+            return nullcontext([])
         options = self._find_options(modules[0].trainer)
         examples = find_examples(modules[0], target, options["example_inputs"], options["forward"])
         inputs = paired_inputs(transfer.plan, *examples)
         return same_function(modules, *inputs, self.options["forward"], report.tolerance)
 
-    def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[str]:
-        """Change the module and every averaged copy of it, and what they say of themselves; see `become`."""
+    def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[Contested]:
+        """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""
         hparams, fresh = self._hparams(pl_module, stage), self._build(pl_module, 0)
         modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
         built = [self._build(pl_module, stage) for _ in modules]
-        lost: list[str] = []
+        contested = []
         for module, grown in zip(modules, built, strict=True):
-            lost += become(module, grown, fresh)
+            contested.append(become(module, grown, fresh))
             for name in compare_hparams(find_hparams(module), hparams):
                 module.hparams[name] = in_kind(hparams[name], module.hparams.get(name))
-        return lost
+        return contested
 
     def _build(self, pl_module: LightningModule, stage: int) -> nn.Module:
         """A new module of a stage, or of the one that `pl_module` has reached if that is later; alike in every run."""

@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 from torch import nn
 
-from lightning_grow.become import become
+from lightning_grow.become import Contested, become
 
 
 class Recurrent(nn.Module):
@@ -218,7 +218,7 @@ def test_what_the_run_has_changed_stays_and_what_it_cannot_keep_is_named():
     module = Kept(4)
     module.config.width, module.mean, module.state, module.hidden = 7, torch.ones(()), torch.ones(4), torch.ones(4)
     module.seen.append(3)
-    assert become(module, Kept(6), Kept(4)) == ["hidden", "state"]
+    assert become(module, Kept(6), Kept(4)) == Contested(lost=["hidden", "state"], kept=["config"])
     assert (module.config.width, float(module.mean), module.seen) == (7, 1.0, [3])
     assert (module.hidden.shape, module.state.shape) == ((6,), (6,))
 

@@ -349,6 +349,20 @@ class Opened(Stack):
         return self.net(x) / self.known.width
 
 
+class Both(Opened):
+    """Counts in the dict that also holds its width."""
+
+    def __init__(self, hidden_dims=(8,), **hparams):
+        super().__init__(hidden_dims, **hparams)
+        self.known = {"width": hidden_dims[-1], "steps": 0}
+
+    def forward(self, x):
+        return self.net(x) / self.known["width"]
+
+    def on_train_batch_start(self, *_):
+        self.known["steps"] += 1
+
+
 class Shaping(Opened):
     def forward(self, x):
         return self.net[2](self.net[:2](x).reshape(-1, self.known.width))
@@ -387,6 +401,7 @@ class Adding(Stack):
 LATE = {
     "state of the units": (State, r"stage 1: mean: .*in no state dict.*register_buffer"),
     "an attribute it cannot see": (Opened, "stage 1: Opened computes something else .* of its output scale"),
+    "what it shares with the run": (Both, r"stage 1: Both computes something else .*it may be known\)"),
     "a forward that fails": (Shaping, "stage 1: Shaping computes something else .* forward fails, RuntimeError"),
     "dead parameters": (Frozen, r"stage 1: optimizer 0 \(AdamW\) holds parameters that .* no longer has \(net\."),
     "untrained parameters": (Partly, r"stage 1: no optimizer trains net\.0\.bias, net\.0\.weight"),
