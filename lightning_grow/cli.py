@@ -16,13 +16,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lightning_grow.callbacks.arch_transfer import check_total
 from lightning_grow.checkpoint import read_checkpoint
 from lightning_grow.config import GymConfig, MarketConfig, RunConfig
-from lightning_grow.errors import CheckpointError, GrowError
+from lightning_grow.errors import CheckpointError, GrowError, WrongSetting
 from lightning_grow.rl import env_spaces
 
 FAULTS = (GrowError, HydraException, OmegaConfBaseException, gymnasium.error.Error)
@@ -56,7 +57,15 @@ def run(config: DictConfig) -> None:
     model, trainer = make_model(config), make_trainer(config)
     if ckpt_path is not None:
         check_total(trainer, read_checkpoint(ckpt_path))
-    trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
+    try:
+        trainer.fit(model, ckpt_path=ckpt_path, weights_only=True)
+    except KeyError as error:
+        if "checkpoint contains only the model" not in str(error):  # Lightning's words
+            raise
+        raise CheckpointError(
+            f"ckpt_path={ckpt_path} holds weights only, and a run of the same network goes on with its optimizer. Pass "
+            "a checkpoint that was saved in full; a bigger network may start from weights only."
+        ) from error
     if trainer.is_global_zero:
         print_summary(trainer, Path(config.run_dir))
 
@@ -103,7 +112,11 @@ def make_trainer(config: DictConfig) -> Trainer:
         "callbacks": [callback for callback in callbacks.values() if callback is not None],
         "logger": [logger for logger in loggers.values() if logger is not None] or False,
     }
-    trainer: Trainer = instantiate(config.trainer, _convert_="all", _partial_=True)(**chosen)
+    make = instantiate(config.trainer, _convert_="all", _partial_=True)
+    try:
+        trainer: Trainer = make(**chosen)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise WrongSetting(f"the Trainer cannot be made as configured: {error}") from error
     return trainer
 
 

@@ -22,5 +22,9 @@ class CheckpointError(GrowError, RuntimeError):
     """A checkpoint file cannot be read, holds no weights, or would need code to load."""
 
 
+class WrongSetting(GrowError, ValueError):
+    """A setting has a value that nothing can be made of, or does not fit another."""
+
+
 class UnknownStrategy(GrowError, LookupError):
     """No strategy is registered under that name."""

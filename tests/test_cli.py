@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -146,6 +147,16 @@ def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, sma
         pytest.param(["ckpt_path=no.ckpt"], r"ckpt_path=no\.ckpt does not exist.*has other\.ckpt", id="checkpoint"),
         pytest.param(["ckpt_path=other.ckpt"], r"other\.ckpt is empty", id="empty checkpoint"),
         pytest.param(["ckpt_path=https://x.org/a.ckpt"], r"Download it first", id="address"),
+        pytest.param(["model.num_envs=0"], r"num_envs to be at least 1, but got 0", id="no environment"),
+        pytest.param(["model.num_steps=1", "model.num_envs=7"], r"at least 8 .* but got 7", id="minibatch of one"),
+        pytest.param(["trainer.max_epochs=-1"], r"anneal_lr needs to know the end", id="endless"),
+        pytest.param(["trainer.accelerator=gpux"], r"Trainer cannot be made .*gpux", id="accelerator"),
+        pytest.param(["+trainer.max_epoch=3"], r"Trainer cannot be made .*max_epoch", id="argument of the Trainer"),
+        pytest.param(["+env.kwargs.wind=1"], r"CartPole-v1 cannot be made with {'wind': 1}.*wind", id="argument"),
+        pytest.param(
+            ["env=gym", "env.id=FrozenLake-v1", "+env.kwargs.map_name=5x5"], r"cannot be made with .*'5x5'", id="map"
+        ),
+        pytest.param(["env=gym", "env.id=tests/Many-v0"], r"needs Discrete or Box actions; .*MultiDisc", id="actions"),
     ],
 )
 def test_a_fault_is_one_message_that_says_what_was_meant(lightning_grow, arguments, message, tmp_path):
@@ -153,6 +164,40 @@ def test_a_fault_is_one_message_that_says_what_was_meant(lightning_grow, argumen
     code, printed = lightning_grow(*arguments, *QUICK)
     assert re.search(message, code, re.DOTALL), code
     assert "Traceback" not in code + printed
+
+
+class ManyActions(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+
+
+class Faulty(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return {}["a fault of its code"]
+
+
+gymnasium.register("tests/Many-v0", ManyActions)
+gymnasium.register("tests/Faulty-v0", Faulty)
+
+
+def test_a_file_of_weights_only_begins_a_bigger_run_and_no_run_of_its_own_size(lightning_grow, small_run):
+    saved = torch.load(small_run)
+    torch.save(
+        {name: saved[name] for name in saved if name not in ("optimizer_states", "lr_schedulers")}, "weights.ckpt"
+    )
+    asked = ("experiment=cartpole_small", "ckpt_path=weights.ckpt", "trainer.max_epochs=3", *QUICK)
+    code, printed = lightning_grow("model.hidden_dims=[8,8]", "hydra.run.dir=same", *asked)
+    assert re.search(r"weights\.ckpt holds weights only.*saved in full", code)
+    assert "Traceback" not in code + printed
+    assert lightning_grow("model.hidden_dims=[16,8]", "hydra.run.dir=bigger", *asked)[0] == 0
+
+
+def test_a_fault_of_a_program_keeps_its_traceback(lightning_grow):
+    with pytest.raises(KeyError, match="a fault of its code"):
+        lightning_grow("env=gym", "env.id=tests/Faulty-v0", *QUICK)
 
 
 def test_debug_shows_the_traceback(lightning_grow):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_grow.architecture import rebuild_source
+from lightning_grow.errors import WrongSetting
 from lightning_grow.growable import GrowableMixin
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
@@ -97,7 +98,8 @@ class PPO(GrowableMixin, LightningModule):
             every module: call `lightning.seed_everything` before.
 
     Raises:
-        ValueError: If there is no such activation, sizes are below 1, or a minibatch would be too small.
+        ValueError: If there is no such activation.
+        WrongSetting: If sizes are below 1, or a minibatch would be too small.
 
     Logged once an iteration: `episode_return` and `episode_length` (means of the last 100 episodes, NaN before the
     first has ended), `timesteps`, `episodes`, `policy_loss`, `value_loss`, `entropy`, `approx_kl`, `clipfrac`,
@@ -269,12 +271,14 @@ class PPO(GrowableMixin, LightningModule):
         """Make the environments of a fit, and check that they are the ones this network was built for.
 
         Raises:
-            ValueError: If the environment's sizes are not the network's, or the run is distributed.
+            WrongSetting: If the environment's sizes are not the network's, the run is distributed, or its end unknown.
         """
         if stage != "fit":
             return
         if self.trainer.world_size > 1:
-            raise ValueError(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
+            raise WrongSetting(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
+        if self.hparams["anneal_lr"]:
+            self._num_iterations()
         self.envs = self._make_envs()
 
     def _make_envs(self) -> VectorEnv:
@@ -284,7 +288,7 @@ class PPO(GrowableMixin, LightningModule):
         if ours != envs.sizes:
             theirs = dict(zip(names, envs.sizes, strict=True))
             envs.close()
-            raise ValueError(
+            raise WrongSetting(
                 f"{self.hparams['env']['id']} has {theirs}; the agent was built with"
                 f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
             )
@@ -435,7 +439,7 @@ class PPO(GrowableMixin, LightningModule):
         if self.trainer.max_steps > 0:
             steps_each: int = self.hparams["update_epochs"] * self.hparams["num_minibatches"]
             return math.ceil(self.trainer.max_steps / steps_each)
-        raise ValueError("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
+        raise WrongSetting("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
 
     @property
     def _optimizer(self) -> LightningOptimizer:
@@ -464,10 +468,10 @@ def _check_batches(num_envs: int, num_steps: int, num_minibatches: int, update_e
     counts = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_minibatches}
     for name, count in (*counts.items(), ("update_epochs", update_epochs)):
         if count < 1:
-            raise ValueError(f"Expected {name} to be at least 1, but got {count}.")
+            raise WrongSetting(f"Expected {name} to be at least 1, but got {count}.")
     samples, least = num_envs * num_steps, (2 if norm_adv else 1) * num_minibatches
     if samples < least:
-        raise ValueError(
+        raise WrongSetting(
             f"Expected num_envs x num_steps to be at least {least} for num_minibatches={num_minibatches}, but got "
             f"{samples}. Collect more, or take fewer minibatches: norm_adv needs two samples in each."
         )

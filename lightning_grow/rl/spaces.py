@@ -7,6 +7,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from lightning_grow.errors import GrowError, WrongSetting
+
 Environment = gymnasium.Env[Any, Any]
 
 
@@ -17,11 +19,20 @@ def make_env(env: Mapping[str, Any]) -> Environment:
     wrapper's step count would be missing from checkpoints.
 
     Raises:
-        ValueError: If there is no `id`.
+        WrongSetting: If there is no `id`, or the environment does not take its arguments.
     """
     if "id" not in env:
-        raise ValueError(f'env must be {{"id": <gymnasium id>, **kwargs of gymnasium.make}}; came {dict(env)!r}.')
-    made: Environment = gymnasium.make(**{"disable_env_checker": True, **env, "max_episode_steps": -1})
+        raise WrongSetting(f'env must be {{"id": <gymnasium id>, **kwargs of gymnasium.make}}; came {dict(env)!r}.')
+    try:
+        made: Environment = gymnasium.make(**{"disable_env_checker": True, **env, "max_episode_steps": -1})
+    except (GrowError, gymnasium.error.Error):
+        raise
+    except Exception as error:  # an environment may raise anything at an argument that it does not expect
+        kwargs = {name: value for name, value in env.items() if name != "id"}
+        raise WrongSetting(
+            f"{env['id']} cannot be made with {kwargs}: {type(error).__name__}: {error}. Give it the arguments that "
+            "its documentation names."
+        ) from error
     space = made.observation_space
     is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     return made if is_vector else gymnasium.wrappers.FlattenObservation(made)
@@ -37,14 +48,14 @@ def space_sizes(env: Environment) -> tuple[int, int, bool]:
     """Return (state_dim, action_dim, continuous) of an environment that `make_env` made.
 
     Raises:
-        ValueError: If actions are neither `Discrete` nor a `Box`.
+        WrongSetting: If actions are neither `Discrete` nor a `Box`.
     """
     state_dim, action_space = spaces.flatdim(env.observation_space), env.action_space
     if isinstance(action_space, spaces.Discrete):
         return state_dim, int(action_space.n), False
     if isinstance(action_space, spaces.Box):
         return state_dim, spaces.flatdim(action_space), True
-    raise ValueError(f"PPO needs Discrete or Box actions; {env.spec.id if env.spec else env} has {action_space}.")
+    raise WrongSetting(f"PPO needs Discrete or Box actions; {env.spec.id if env.spec else env} has {action_space}.")
 
 
 def observation_names(env: Environment) -> list[str] | None:
