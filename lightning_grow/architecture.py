@@ -228,6 +228,19 @@ def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dic
     return {key: pair for key, pair in pairs.items() if all(map(is_comparable, pair)) and not _equal(*map(_bare, pair))}
 
 
+def name_differences(differing: Mapping[str, tuple[Any, Any]], within: str = "") -> Iterator[str]:
+    """Say every value that differs; of nested ones only the parts that do.
+
+    >>> list(name_differences({"env": ({"id": "Old-v0", "n": 2}, {"id": "New-v0", "n": 2})}))
+    ['env.id: Old-v0 in the checkpoint, New-v0 in the config.']
+    """
+    for key, (had, has) in differing.items():
+        if isinstance(had, dict) and isinstance(has, dict):
+            yield from name_differences(compare_hparams(had, has), f"{within}{key}.")
+        else:
+            yield f"{within}{key}: {had} in the checkpoint, {has} in the config."
+
+
 def rebuild_source(
     target: nn.Module, checkpoint: Mapping[str, Any], state: Mapping[str, Any], source: Source | None = None
 ) -> nn.Module:

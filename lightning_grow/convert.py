@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from lightning_grow.architecture import (
     find_input_names,
     find_record,
     find_tensors,
+    name_differences,
     rebuild_source,
     record_architecture,
     restore_attributes,
@@ -196,14 +198,14 @@ def grow_checkpoint(
     state = align_names(checkpoint["state_dict"], own)
     differing = compare_hparams(checkpoint_hparams(checkpoint), find_hparams(target))
     moves = even_if_equal or is_bigger(state, target) or _renames_inputs(checkpoint, target)
-    if not (moves or (differing and _moves_inputs(checkpoint, target, state, source, options))):
+    if not (moves or (differing and _moves_inputs(checkpoint, target, state, source, differing, options))):
         if state.keys() != checkpoint["state_dict"].keys():
             checkpoint["state_dict"] = state
         return None
     module = rebuild_source(target, checkpoint, state, source)
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
-    with untouched_rng(), _describing_inputs(checkpoint, target):
+    with untouched_rng(), _describing(checkpoint, target, differing):
         result = transfer(module, target, **options)
     _warn_of_unknown_names(checkpoint, module, target)
     copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
@@ -245,7 +247,12 @@ def _renames_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> bool:
 
 
 def _moves_inputs(
-    checkpoint: Mapping[str, Any], target: nn.Module, state: Mapping[str, Any], source: Source | None, options: Any
+    checkpoint: Mapping[str, Any],
+    target: nn.Module,
+    state: Mapping[str, Any],
+    source: Source | None,
+    differing: Mapping[str, tuple[Any, Any]],
+    options: Any,
 ) -> bool:
     """Equal shapes can hide inputs that stand elsewhere, or another computation (an activation), which is refused.
 
@@ -257,7 +264,8 @@ def _moves_inputs(
             plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
         except Exception:  # whatever a foreign __init__ or forward raises: a plain resume must not fail for it
             return False
-    refuse(plan)
+    with _describing(checkpoint, target, differing):
+        refuse(plan)
     return plan.moves
 
 
@@ -272,18 +280,21 @@ def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, tar
 
 
 @contextmanager
-def _describing_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> Iterator[None]:
-    """Add to a refused input size how it comes about, in the module's own words."""
+def _describing(
+    checkpoint: Mapping[str, Any], target: nn.Module, differing: Mapping[str, tuple[Any, Any]]
+) -> Iterator[None]:
+    """Add to a refusal which hyperparameters differ, and to a refused input size how it comes about."""
     try:
         yield
     except RefusedGrowth as error:
         describe: Callable[[dict[str, Any]], str] = getattr(target, "describe_inputs", lambda hparams: "")
         had, has = (describe(hparams) for hparams in (checkpoint_hparams(checkpoint), find_hparams(target)))
         first = next((number for number, reason in enumerate(error.refused) if re.search(r"\binputs?\b", reason)), None)
-        if had == has or first is None:
-            raise
         refused = list(error.refused)
-        refused[first] += f" In the checkpoint: {had.rstrip('.')}. In the config: {has.rstrip('.')}."
+        if had != has and first is not None:
+            refused[first] += f" In the checkpoint: {had.rstrip('.')}. In the config: {has.rstrip('.')}."
+        lines = [shorten(line, 120, placeholder=" ...") for line in name_differences(differing)]
+        refused[-1] += "".join(f"\n{line}" for line in ["Hyperparameters that differ:", *lines] if lines)
         raise RefusedGrowth(refused) from error
 
 

@@ -195,6 +195,19 @@ def test_a_file_of_weights_only_begins_a_bigger_run_and_no_run_of_its_own_size(l
     assert lightning_grow("model.hidden_dims=[16,8]", "hydra.run.dir=bigger", *asked)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "differs"),
+    [
+        (["env=gym", "env.id=Acrobot-v1"], r"input 0 grows.*env\.id: CartPole-v1 in the checkpoint, Acrobot-v1 in the"),
+        (["model.activation=relu"], r"tanh.*activation: tanh in the checkpoint, relu in the config"),
+    ],
+)
+def test_a_refused_file_of_another_run_says_what_differs(lightning_grow, small_run, arguments, differs):
+    asked = ("model.hidden_dims=[8,8]", f"ckpt_path={small_run}", "trainer.max_epochs=3", *QUICK)
+    code, _ = lightning_grow(*arguments, *asked)
+    assert re.search(differs, code, re.DOTALL), code
+
+
 def test_a_fault_of_a_program_keeps_its_traceback(lightning_grow):
     with pytest.raises(KeyError, match="a fault of its code"):
         lightning_grow("env=gym", "env.id=tests/Faulty-v0", *QUICK)

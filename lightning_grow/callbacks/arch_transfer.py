@@ -1,7 +1,7 @@
 """Grow a run on resume: the callback."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from lightning_grow.architecture import (
     Source,
-    compare_hparams,
+    name_differences,
     record_architecture,
     restore_attributes,
     strip_compiled,
@@ -246,7 +246,7 @@ class ArchTransfer(Callback):
             return
         if self.reset_monitors:
             _clear_monitors(trainer, checkpoint)
-        for line in _name_differences(growth.differing):
+        for line in name_differences(growth.differing):
             rank_zero_info(line)
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
@@ -374,15 +374,6 @@ def _warn_of_tuners(trainer: Trainer) -> None:
             "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
             "own, then resume without it."
         )
-
-
-def _name_differences(differing: Mapping[str, tuple[Any, Any]], within: str = "") -> Iterator[str]:
-    """A line for every value that differs; of nested ones only the parts that do."""
-    for key, (had, has) in differing.items():
-        if isinstance(had, dict) and isinstance(has, dict):
-            yield from _name_differences(compare_hparams(had, has), f"{within}{key}.")
-        else:
-            yield f"{within}{key}: {had} in the checkpoint, {has} in the config."
 
 
 @rank_zero_only
