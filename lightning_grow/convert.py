@@ -270,11 +270,12 @@ def _moves_inputs(
 
 
 def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, target: nn.Module) -> None:
-    names = find_input_names(target)
-    if names and names == find_input_names(source) and "input_names" not in find_record(checkpoint):
+    names, saved = find_input_names(target), find_record(checkpoint).get("input_names")
+    if names and not saved and find_input_names(source) in (None, names):
         warnings.warn(
-            "The checkpoint records no input names (it was written without ArchTransfer or GrowableMixin), so its "
-            f"inputs are taken to have the names that {type(target).__name__} gives today, in that order.",
+            "The checkpoint records no input names, so its inputs are taken to be the first ones that "
+            f"{type(target).__name__} names today, in that order. If that is not so, every old weight now reads "
+            "another input.",
             stacklevel=2,
         )
 

@@ -101,11 +101,27 @@ def test_inputs_of_other_names_at_the_same_size_are_refused_and_may_be_dropped(t
 def test_names_in_code_that_no_checkpoint_recorded_are_refused_or_said(tmp_path, monkeypatch):
     _, path = train_small(tmp_path, InCode)
     growing = ArchTransfer(allow_input_growth=True)
-    with pytest.warns(UserWarning, match=r"records no input names .* that InCode gives today"):
+    with pytest.warns(UserWarning, match=r"records no input names, .* that InCode names today"):
         fit(InCode((12,)), tmp_path, growing, ckpt_path=path, max_epochs=3)
     monkeypatch.setattr(InCode, "NAMES", OTHERS["one more, in the middle"])
     with pytest.raises(RefusedGrowth, match="the source has 5 names for 4 positions, the target 5 for 5"):
         fit(InCode((12,), 5), tmp_path, growing, ckpt_path=path, max_epochs=3)
+
+
+class Late(Stack):
+    """Has names since it is told so."""
+
+    def __init__(self, hidden_dims=(8,), state_dim=4, is_named=False):
+        super().__init__(hidden_dims, state_dim)
+        self.save_hyperparameters()
+        self.input_names = list(OLD) if is_named else None
+
+
+@pytest.mark.parametrize("recording", [[], [ArchTransfer]])
+def test_names_that_only_the_target_has_are_said(tmp_path, recording):
+    _, path = train_small(tmp_path, Late, *(callback() for callback in recording))
+    with pytest.warns(UserWarning, match="records no input names"):
+        fit(Late((12,), is_named=True), tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3)
 
 
 def test_a_stage_may_reorder_the_inputs_alone(tmp_path):
