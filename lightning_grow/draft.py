@@ -58,7 +58,6 @@ def make_plan(
         impossible += parted
         refused += dict.fromkeys(parted + lost) if strategy.function_preserving else parted
         lost += _name_dropped(dropped)
-    dtypes = both.source.lowest_dtype, both.target.lowest_dtype
     return GrowthPlan(
         strategy=strategy,
         groups=draft.groups(),
@@ -68,7 +67,6 @@ def make_plan(
         lost=tuple(lost),
         notes=(*name_copies(copies), *name_idle_buffers(both, copies), *name_shared_counts(both), *name_choices(both)),
         attributes=draft.attributes(),
-        lowest_dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
         source_positions=tuple(tuple(map(both.pairing.source_positions, value.axes)) for value in both.target.inputs),
     )

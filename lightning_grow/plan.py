@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -52,7 +51,6 @@ class GrowthPlan:
         lost: Why the function is not kept, where the strategy does not promise it.
         notes: What else a user should know.
         attributes: Module attributes that have to change too, by dotted name (a norm's eps).
-        lowest_dtype: The lowest float type seen in either pass.
         input_positions: For every dimension of every input tensor, the positions that the source has too.
         source_positions: Their positions in the source: all of it, but for dropped inputs.
     """
@@ -65,7 +63,6 @@ class GrowthPlan:
     lost: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     attributes: Mapping[str, float] = field(default_factory=dict)
-    lowest_dtype: torch.dtype = torch.float32
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     source_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
 

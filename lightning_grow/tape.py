@@ -77,7 +77,6 @@ class Trace:
         inputs: The example's tensors.
         outputs: The tensors that are returned.
         choices: The modules whose forward reads the content of an input, and may go by it.
-        lowest_dtype: The lowest float type.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -85,7 +84,6 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
-    lowest_dtype: torch.dtype = torch.float64
 
     def used(self) -> set[Value]:
         """The values that some operator takes, or that are returned."""

@@ -113,12 +113,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     def _record(self, node: Node, result: Any, args: Any, constants: list[Tensor | None]) -> None:
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        for tensor in tensors:
-            if (
-                tensor.is_floating_point()
-                and torch.finfo(tensor.dtype).bits < torch.finfo(self.trace.lowest_dtype).bits
-            ):
-                self.trace.lowest_dtype = tensor.dtype
         axes, node.meaning = apply_rule(node, [tuple(tensor.shape) for tensor in tensors])
         constants = constants or [None] * len(tensors)
         for tensor, its_axes, constant in zip(tensors, axes, constants, strict=True):

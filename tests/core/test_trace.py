@@ -204,13 +204,6 @@ def test_a_write_through_a_view_is_opaque():
     assert "writes in place through a view" in reasons[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_lowest_float_type_is_seen(dtype):
-    module = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double()
-    tape = trace(module, features(), lambda part, x: part(x).to(dtype).double())
-    assert tape.lowest_dtype == dtype
-
-
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [((1, 2), ((1, 2), {})), ([1], ((1,), {})), ({"x": 1}, ((), {"x": 1})), (3, ((3,), {}))],
