@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_grow.rounding import Moved, eps, is_rounded, wide
 
 ROUNDINGS = 10  # times the measured effect of rounding: up to there a difference is taken for rounding
+MOST = 0.5  # of an output's scale: more is another output, even where rounding flips a NaN or a shape
 _FAR = 1e4  # times the largest entry that differs: above that a constant would hide the difference
 _DRAWS = 16  # a code next to its threshold flips in half of the draws
 
@@ -66,7 +67,10 @@ def compare(
         return [(error, tolerance) for error in errors]
     draws = [moved.outputs(lambda step: step, seed) for seed in range(2)]
     limits = [
-        ROUNDINGS * max(eps(old, got[number]), *(_error(old, draw[number], counted[number]) for draw in draws))
+        min(
+            MOST,
+            ROUNDINGS * max(eps(old, got[number]), *(_error(old, draw[number], counted[number]) for draw in draws)),
+        )
         if is_rounded(old)
         else 0.0
         for number, old in enumerate(expected)
@@ -90,7 +94,8 @@ def _codes(number: int, old: Tensor, new: Tensor, moved: Moved) -> Tensor:
         return torch.ones_like(old, dtype=torch.bool)
     open_ = old != new
     for seed in range(_DRAWS if bool(open_.any()) else 0):
-        open_ = open_ & (moved.outputs(lambda step: ROUNDINGS * step, seed)[number] == old)
+        drawn = moved.outputs(lambda step: ROUNDINGS * step, seed)[number]
+        open_ = open_ & (drawn == old) if drawn.shape == old.shape else open_
     return open_ | (old == new)
 
 
@@ -109,7 +114,8 @@ def _weighed(number: int, old: Tensor, new: Tensor, moved: Moved) -> Tensor:
     far = same & torch.isfinite(size) & (size > _FAR * rest.max()) if len(rest) else ~everything
     if not bool(far.any()):
         return everything
-    return ~(far & _agree(old, moved.outputs(lambda _: 1 / 8, 0)[number]))
+    drawn = moved.outputs(lambda _: 1 / 8, 0)[number]
+    return ~(far & _agree(old, drawn)) if drawn.shape == old.shape else everything
 
 
 def _agree(old: Tensor, new: Tensor) -> Tensor:
