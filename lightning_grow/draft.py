@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -17,16 +18,17 @@ from lightning_grow.axes import Axis, atoms, resolve
 from lightning_grow.cells import Kind, Layout
 from lightning_grow.copies import find_copies
 from lightning_grow.interpret import Choice, State, find_initial_states, interpret, number_variable
-from lightning_grow.maps import UnitMap, axis_map, unit_index
+from lightning_grow.maps import UnitMap, axis_map, prefix_map, unit_index
 from lightning_grow.meanings import Normalize
 from lightning_grow.mismatch import Permissions, find_mismatches, name_inputs, saved_names
 from lightning_grow.notes import name_choices, name_copies, name_idle_buffers, name_shared_counts
 from lightning_grow.plan import GrowthPlan, UnitGroup
 from lightning_grow.scale import Scale, Variable, solve, variable
 from lightning_grow.strategies.base import Strategy
-from lightning_grow.tape import Node
+from lightning_grow.tape import Node, Value
 from lightning_grow.tensor_plan import CellPlan, TensorPlan
 from lightning_grow.trace import Forward
+from lightning_grow.twins import same_constant
 
 NOTHING_ELSE = Permissions()
 
@@ -105,15 +107,50 @@ class _Draft:
         return list(found)
 
     def _never_copied(self) -> frozenset[Axis]:
-        """Atoms whose new units the model is given: those of inputs, and of states that begin at 0."""
-        given = (atom for value in self.new.inputs for axis in value.axes for atom in atoms(axis))
-        return frozenset(given) | find_initial_states(self.new, self.pairing.grows).atoms
+        """Atoms whose new units the model is given: those of inputs, of states that begin at 0, and of constants."""
+        given = frozenset(atom for value in self.new.inputs for axis in value.axes for atom in atoms(axis))
+        if not self.strategy.function_preserving:
+            return given
+        fixed = {atom for atom in self._growing() if not self._repeats(atom, self._in_turn(atom))}
+        return given | fixed | find_initial_states(self.new, self.pairing.grows).atoms
+
+    def _in_turn(self, atom: Axis) -> Tensor:
+        """Copies of the source's units in their order."""
+        old = self.pairing.old_size(atom)
+        return (torch.arange(old, atom.size) % old).double()
+
+    def _repeats(self, atom: Axis, units: Tensor) -> bool:
+        """Whether every constant has equal entries at a unit and at its copies."""
+        old = self.pairing.old_size(atom)
+        copies = UnitMap(torch.cat([torch.arange(old).double(), units]), old)
+        for constant, dim in self._constants.get(atom, ()):
+            maps = lambda item: copies if item is atom else prefix_map(item.size, item.size)  # noqa: E731
+            unit = axis_map(constant.axes[dim], maps, lambda _: 1).low
+            positions = torch.arange(len(unit))
+            first = torch.full_like(unit, len(unit)).scatter_reduce_(0, unit, positions, "amin")[unit]
+            content = constant.constant
+            if content is not None and not same_constant(content.index_select(dim, first), content):
+                return False
+        return True
+
+    @cached_property
+    def _constants(self) -> dict[Axis, list[tuple[Value, int]]]:
+        """Atom -> the constants that have it and meet what is none, with its dimension."""
+        nodes = [node for node in self.new.nodes if any(value.constant is None for value in node.outputs)]
+        found: dict[Axis, list[tuple[Value, int]]] = defaultdict(list)
+        for value in dict.fromkeys(value for node in nodes for value in node.tensors() if value.constant is not None):
+            for dim, axis in enumerate(value.axes):
+                for atom in dict.fromkeys(atoms(axis)):
+                    found[atom].append((value, dim))
+        return found
 
     def _unit_source(self, atom: Axis) -> Tensor | None:
         """The strategy's answer; new inputs and outputs are no copies of others, unless a norm over outputs asks."""
         if atom in self.never_copied or any(atom in atoms(axis) for value in self.new.outputs for axis in value.axes):
             return None
-        return self.strategy.units(self.pairing.old_size(atom), atom.size, self.generator)
+        units = self.strategy.units(self.pairing.old_size(atom), atom.size, self.generator)
+        exact = units is None or not self.strategy.function_preserving or self._repeats(atom, units)
+        return units if exact else None
 
     def _identities(self) -> frozenset[str]:
         """New square layers between two ends of one source axis: they can start as the identity."""
@@ -250,7 +287,7 @@ class _Draft:
             return plain
         units = self.unit_sources.get(atom)
         if units is None:  # copies that a norm forced on a strategy that makes none
-            units = (torch.arange(old, atom.size) % old).double()
+            units = self._in_turn(atom)
         source = torch.cat([plain.source[:old], units])
         whole = bool((source == source.round()).all())
         share = self._shares(source) if shared and whole else None

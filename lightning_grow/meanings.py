@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lightning_grow.axes import Axis
 from lightning_grow.tape import Value
 
@@ -111,6 +113,27 @@ class Along:
 
     inputs: tuple[Value, ...]
     dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Positions of `value` along `inner` are written or added to positions of `base` along `dims`.
+
+    Args:
+        base: What is written to.
+        value: What is written.
+        indices: Where.
+        dims: The dimensions of `base` that the index picks positions of.
+        inner: The dimensions of `value` that it spreads.
+        function: What becomes of an entry of each.
+    """
+
+    base: Value
+    value: Value
+    indices: tuple[Value, ...]
+    dims: tuple[int, ...]
+    inner: tuple[int, ...]
+    function: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lightning_grow.meanings import (
     Pointwise,
     Rearrange,
     Reduce,
+    Scatter,
     Softmax,
 )
 from lightning_grow.tape import TRANSPARENT, VIEWS, Node, Value, operator_name
@@ -392,10 +393,13 @@ def convolution(call: Call) -> list[Output]:
 
 def _grouped(call: Call, image: Value, weight: Value, groups: int, window: str) -> Output:
     """Channels are groups by channels of a group, on both sides."""
-    if call["transposed"]:
-        raise AxisError("a grouped transposed convolution")
     channels, wide = image.axes[1], weight.axes[0]
     group, inner = factor(channels, [groups, channels.size // groups])
+    if call["transposed"]:
+        unify(channels, wide)
+        axes = [image.axes[0], product_of([group, weight.axes[1]]), *_fresh(call.shapes[0][2:])]
+        labels = ("n(gk)" + window, "(gk)o" + window, "n(go)" + window)
+        return axes, Contract(image, weight, labels, None, (("g", group), ("k", inner), ("o", weight.axes[1])))
     unify(inner, weight.axes[1])
     group_out, inner_out = factor(wide, [groups, wide.size // groups])
     unify(group, group_out)
@@ -444,6 +448,69 @@ def _index_axes(index: Value) -> list[Axis]:
     return list(index.axes)
 
 
+def _add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return left + right
+
+
+def _average(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return (left + right) / 2
+
+
+def _replace(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.arange(len(left)) % 2 == 0, left, right)
+
+
+_SCATTERED: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "amax": torch.maximum,
+    "amin": torch.minimum,
+    "sum": _add,
+    "mean": _average,
+    None: _replace,
+}
+
+
+@axis_rule("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+def scatter(call: Call) -> list[Output]:
+    """Write or add positions of one tensor into another, along one dimension."""
+    base, value = call.input, call.get("src", call.get("source", call.get("value")))
+    how = "sum" if call.node.name in ("index_add", "scatter_add") else call.get("reduce")
+    if not isinstance(value, Value) or how not in _SCATTERED:
+        return _opaque(call, f"operator {call.node.op} with this reduction has no rule")
+    dim, beside = call["dim"] % len(base.axes), [value]
+    if call.node.name.startswith("scatter"):
+        beside.append(call["index"])
+    dims = [
+        at
+        for at, axis in enumerate(base.axes)
+        if at == dim or any(item.axes[at].size != axis.size for item in beside)  # only a part is written there
+    ]
+    for item in beside:
+        for at in set(range(len(base.axes))).difference(dims):
+            unify(base.axes[at], item.axes[at])
+    return [(list(base.axes), Scatter(base, value, (call["index"],), tuple(dims), tuple(dims), _SCATTERED[how]))]
+
+
+@axis_rule("index_put", "_unsafe_index_put")
+def index_put(call: Call) -> list[Output]:
+    """Write or add rows picked by index tensors."""
+    base, value, indices = call.input, call["values"], call["indices"]
+    dims = [dim for dim, item in enumerate(indices) if item is not None]
+    masks = any(indices[dim].dtype is torch.bool and len(indices[dim].axes) != 1 for dim in dims)
+    rest = [axis for dim, axis in enumerate(base.axes) if dim not in dims]
+    inner = range(dims[0], dims[0] + len(value.axes) - len(rest))
+    others = [axis for dim, axis in enumerate(value.axes) if dim not in inner]
+    apart = dims == list(range(dims[0], dims[-1] + 1)) and [axis.size for axis in rest] == [
+        axis.size for axis in others
+    ]
+    if masks or not apart:
+        return _opaque(call, f"operator {call.node.op} with these indices has no rule")
+    for axis, other in zip(rest, others, strict=True):
+        unify(axis, other)
+    function = _add if call.get("accumulate") else _replace
+    where = tuple(indices[dim] for dim in dims)
+    return [(list(base.axes), Scatter(base, value, where, tuple(dims), tuple(inner), function))]
+
+
 _STATISTICS = {
     "sum": "sum",
     "mean": "mean",
@@ -474,16 +541,16 @@ def reduce(call: Call) -> list[Output]:
     keepdim = bool(call.get("keepdim", False))
     axes = [Axis(1) if dim in dims else axis for dim, axis in enumerate(value.axes) if keepdim or dim not in dims]
     kinds = ["var", "mean"] if call.node.name == "var_mean" else [_STATISTICS[call.node.name]] * len(call.shapes)
-    return [(list(axes), Reduce(value, dims, *_numbered(call, kind, keepdim))) for kind in kinds]
+    numbered = [_numbered(call, kind) for kind in kinds]
+    return [(list(axes), Reduce(value, dims, kind, keepdim, number)) for kind, number in numbered]
 
 
-def _numbered(call: Call, kind: str, keepdim: bool) -> tuple[str, bool, float]:
+def _numbered(call: Call, kind: str) -> tuple[str, float]:
     """The kind of a statistic with its number; an infinite norm is a maximum, one without power no sum."""
     if kind in ("var", "std"):
-        return kind, keepdim, float(call.get("correction", 1))
+        return kind, float(call.get("correction", 1))
     number = float(call.get("ord", call.get("p", 2))) if kind == "norm" else 0.0
-    kind = "max" if number == float("inf") else "any" if kind == "norm" and number <= 0 else kind
-    return kind, keepdim, number
+    return "max" if number == float("inf") else "any" if kind == "norm" and number <= 0 else kind, number
 
 
 @axis_rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")

@@ -17,9 +17,9 @@ from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import LOST, Cell, Kind
 from lightning_grow.interpret.contract import contract
 from lightning_grow.interpret.initial_states import find_initial_states
-from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange
+from lightning_grow.interpret.move import along, create, lookup, opaque, rearrange, scatter
 from lightning_grow.interpret.pointwise import pointwise
-from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State, number_variable
+from lightning_grow.interpret.state import Choice, Commit, Decisions, Failure, Lost, State, is_random, number_variable
 from lightning_grow.interpret.statistics import normalize, reduce, softmax
 from lightning_grow.meanings import (
     Along,
@@ -32,6 +32,7 @@ from lightning_grow.meanings import (
     Pointwise,
     Rearrange,
     Reduce,
+    Scatter,
     Softmax,
 )
 from lightning_grow.scale import Equation
@@ -49,6 +50,7 @@ _HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
     Pointwise: pointwise,
     Rearrange: rearrange,
     Reduce: reduce,
+    Scatter: scatter,
     Softmax: softmax,
 }
 
@@ -84,16 +86,26 @@ def _step(state: State, node: Node) -> None:
         for old, new in zip(state.found.outputs, node.outputs, strict=True):
             for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True)):
                 state.pairing.pair(one, other, f"the output of {node.op} in {node.where} axis {dim}")
+        _pair_constants(state, node, state.found)
     for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
         state.twins.twin[output] = state.found.outputs[number] if state.found else None
         try:
-            cells = _HANDLERS[type(meaning)](state, node, output, meaning)
+            handler = create if is_random(node) and not state.draws_alike else _HANDLERS[type(meaning)]
+            cells = handler(state, node, output, meaning)
             lost = any(cell.kind is Kind.LOST for cell in cells.flat)
         except Lost:
             lost = True
         state.cells[output] = state.filled(output, lambda _: LOST) if lost else cells
         for cell in state.cells[output].flat if output in state.initial_states.next else ():
             state.unscaled(cell, node)
+
+
+def _pair_constants(state: State, node: Node, found: Node) -> None:
+    """The axes of a constant that nothing else has paired, where both models have the same size."""
+    for old, new in zip(found.tensors(), node.tensors(), strict=True):
+        for one, other in zip(old.axes, new.axes, strict=False) if new.constant is not None else ():
+            if one.size == other.size and not any(state.pairing.old_size(atom) for atom in atoms(other)):
+                state.pairing.pair(one, other, f"a constant of {node.op} in {node.where}")
 
 
 def _fits(state: State, candidate: Node, node: Node) -> bool:

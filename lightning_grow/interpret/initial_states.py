@@ -13,7 +13,7 @@ from typing import Any
 
 from lightning_grow.axes import Axis, atoms
 from lightning_grow.interpret.probed import probed_operator
-from lightning_grow.meanings import Along, Pointwise, Rearrange
+from lightning_grow.meanings import Along, Pointwise, Rearrange, Scatter
 from lightning_grow.tape import Node, Trace, Value
 
 _DEPTH = 4  # how far back two rounds of a loop are compared
@@ -84,9 +84,9 @@ def _shape(value: Value) -> tuple[int, ...]:
 
 def _is_zero(value: Value, grows: Callable[[Axis], bool]) -> bool:
     """Whether a value is a constant 0 with new units."""
-    if value.constant is None or not value.dtype.is_floating_point or value.constant.any():
+    if value.constant is None or not value.dtype.is_floating_point:
         return False
-    return any(grows(atom) for axis in value.axes for atom in atoms(axis))
+    return any(grows(atom) for axis in value.axes for atom in atoms(axis)) and not value.constant.any()
 
 
 def _moves(node: Node) -> bool:
@@ -98,7 +98,7 @@ def _moves(node: Node) -> bool:
 
 def _chooses(node: Node) -> bool:
     """Whether the 0 is a value to choose (a masked entry, a base that is written over), and no state."""
-    if isinstance(node.meaning[0], Along):
+    if isinstance(node.meaning[0], Scatter):
         return True
     return isinstance(node.meaning[0], Pointwise) and probed_operator(node, ()).chooses()
 

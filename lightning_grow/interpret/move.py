@@ -8,8 +8,10 @@ import numpy as np
 
 from lightning_grow.axes import Axis, atoms
 from lightning_grow.cells import Cell, Kind, filled, kept
-from lightning_grow.interpret.state import State
-from lightning_grow.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange
+from lightning_grow.interpret.pointwise import combine, constant_cell
+from lightning_grow.interpret.probed import Probed
+from lightning_grow.interpret.state import State, is_random
+from lightning_grow.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
 from lightning_grow.tape import Node, Value
 
 
@@ -32,7 +34,9 @@ def _expand_more(state: State, node: Node, output: Value, value: Value) -> None:
 
 
 def create(state: State, node: Node, output: Value, meaning: Create) -> Cells:
-    """A random tensor, or one made of what is not known."""
+    """A tensor made of what is not known, or random: the source's own where both models draw alike."""
+    if state.found is not None and is_random(node) and state.draws_alike:
+        return state.filled(output, lambda _: kept())
     return state.filled(output, lambda _: Cell(Kind.NEW, origin=f"{node.op} in {node.where}"))
 
 
@@ -64,13 +68,7 @@ def lookup(state: State, node: Node, output: Value, meaning: Lookup) -> Cells:
 
 def along(state: State, node: Node, output: Value, meaning: Along) -> Cells:
     """Positions of some dimensions are mixed, all others treated alike; the mixed ones may not grow."""
-    growing = [atom for dim in meaning.dims for atom in _grown(state, meaning.inputs[0].axes[dim])]
-    if growing:
-        raise state.fail(
-            f"{node.op} in {node.where} goes by position along {state.describe(growing)}: new units would move the "
-            "others. Keep this size as it is.",
-            growing,
-        )
+    _keep_positions(state, node, meaning.inputs[0], meaning.dims)
     cells, shape = state.of(meaning.inputs[0]), state.shape(output)
     for dim in meaning.dims:
         cells = cells.take([0], axis=dim)
@@ -81,6 +79,46 @@ def along(state: State, node: Node, output: Value, meaning: Along) -> Cells:
         cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
     cells = _unmatched_is_new(state, node, np.broadcast_to(cells, shape))
     return filled(shape, lambda index: replace(cells[index], direct=False))
+
+
+def scatter(state: State, node: Node, output: Value, meaning: Scatter) -> Cells:
+    """Positions of one tensor are written or added to those of another; all other dimensions are treated alike."""
+    _keep_positions(state, node, meaning.base, meaning.dims)
+    _keep_positions(state, node, meaning.value, meaning.inner)
+    for item in meaning.indices:
+        fixed = item.constant is not None and constant_cell(state, node, item) is None
+        if not fixed and any(cell.kind is not Kind.KEPT for cell in state.of(item).flat):
+            raise state.fail(f"{node.op} in {node.where} is indexed by new entries; keep what it indexes by as it is.")
+    base, value = state.of(meaning.base), state.of(meaning.value)
+    for dim in meaning.inner:
+        value = value.take([0], axis=dim)
+    if meaning.inner != meaning.dims:  # an index tensor of its own rank: both are in one run, from the same dimension
+        rest, at = value.shape[: meaning.dims[0]], meaning.dims[0] + len(meaning.inner)
+        value = value.reshape([*rest, *[1] * len(meaning.dims), *value.shape[at:]])
+    for dim in meaning.dims:
+        base = base.take([0], axis=dim)
+    shape, grid, combined = state.shape(output), state.layout.grid(output.axes), meaning.function
+    arrays, function = [base, value], Probed(lambda inputs: combined(*inputs), 2, combined)
+    if meaning.base.constant is not None and not meaning.base.constant.any():
+        onto_zeros = lambda inputs: combined(inputs[0] * 0, inputs[0])  # noqa: E731
+        arrays, function = [value], Probed(onto_zeros, 1, (combined, "onto zeros"))
+    arrays = [np.broadcast_to(cells, shape) for cells in arrays]
+
+    def make(index: tuple[int, ...]) -> Cell:
+        slots = [along[number] for along, number in zip(grid, index, strict=True)]
+        return combine(state, node, function, [cells[index] for cells in arrays], slots, set())
+
+    return filled(shape, make)
+
+
+def _keep_positions(state: State, node: Node, value: Value, dims: tuple[int, ...]) -> None:
+    growing = [atom for dim in dims for atom in _grown(state, value.axes[dim])]
+    if growing:
+        raise state.fail(
+            f"{node.op} in {node.where} goes by position along {state.describe(growing)}: new units would move the "
+            "others. Keep this size as it is.",
+            growing,
+        )
 
 
 def _grown(state: State, axis: Axis) -> list[Axis]:

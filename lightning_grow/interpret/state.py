@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from lightning_grow.alignment import Alignment
 from lightning_grow.axes import Axis
 from lightning_grow.cells import CONSTANT_ZERO, UNSEEN, ZERO, Cell, Entry, Kind, Layout, Slot, filled, kept
@@ -95,6 +97,7 @@ class State:
         self.found: Node | None = None  # the source's node for the one being interpreted
         self.first_use = _first_uses(self.target)
         self.weights = _weights(self.target)
+        self.draws_alike = _draws(self.source) == _draws(self.target)
         self.initial_states = find_initial_states(self.target, self.pairing.grows)
 
     # ---- decisions
@@ -247,6 +250,17 @@ def _first_uses(trace: Trace) -> dict[str, int]:
             if value.name is not None:
                 uses.setdefault(value.name, number)
     return uses
+
+
+def is_random(node: Node) -> bool:
+    """Whether an operator draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in node.op.tags
+
+
+def _draws(trace: Trace) -> list[object]:
+    """What is drawn, in order: under one seed the same draws give the same numbers."""
+    random = [node for node in trace.nodes if is_random(node)]
+    return [(node.op, [[axis.size for axis in value.axes] for value in node.outputs]) for node in random]
 
 
 def _weights(trace: Trace) -> set[Value]:

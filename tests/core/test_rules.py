@@ -27,6 +27,12 @@ def norm_of(weight):
     return F.batch_norm(weight, torch.zeros(6), torch.ones(6))
 
 
+def put_columns(weight):
+    columns = torch.zeros(5, 7)
+    columns[:, INDEX] = weight
+    return columns
+
+
 # rule -> [(shape of the parameter, function of it, its axes afterwards, axes of the first output)]
 CASES = {
     "create": [((3,), lambda w: torch.arange(4) + w[:1], "[(1+2)]", "[4]")],
@@ -57,12 +63,24 @@ CASES = {
         ((4, 3, 2, 2), lambda w: F.conv2d(torch.ones(1, 3, 5, 5), w), "[4, 3, 2, 2]", "[1, 4, 4, 4]"),
         ((4, 3, 2, 2), lambda w: F.conv2d(torch.ones(1, 6, 5, 5), w, groups=2), "[(2*2), 3, 2, 2]", "[1, (2*2), 4, 4]"),
         ((3, 4, 2), lambda w: F.conv_transpose1d(torch.ones(1, 3, 5), w), "[3, 4, 2]", "[1, 4, 6]"),
+        ((6, 4, 2), lambda w: F.conv_transpose1d(torch.ones(1, 6, 5), w, groups=3), "[(3*2), 4, 2]", "[1, (3*4), 6]"),
     ],
     "embedding": [((7, 4), lambda w: F.embedding(INDEX, w), "[7, 4]", "[3, 4]")],
     "index": [
         ((7, 4), lambda w: w[INDEX], "[7, 4]", "[3, 4]"),
         ((4, 7), lambda w: w.index_select(1, INDEX), "[4, 7]", "[4, 3]"),
         ((4, 7), lambda w: w.gather(1, INDEX.expand(4, 3)), "[4, 7]", "[4, 3]"),
+    ],
+    "scatter": [
+        ((3, 4), lambda w: torch.zeros(7, 4).index_add(0, INDEX, w), "[3, 4]", "[7, 4]"),
+        ((3, 4), lambda w: torch.zeros(7, 4).scatter_add(0, INDEX[:, None].expand(3, 4), w), "[3, 4]", "[7, 4]"),
+        ((3, 4), lambda w: torch.zeros(7, 5).scatter(0, INDEX[:, None].expand(3, 4), w), "[3, 4]", "[7, 5]"),
+    ],
+    "index_put": [
+        ((3, 4), lambda w: torch.zeros(7, 4).index_put((INDEX,), w), "[3, 4]", "[7, 4]"),
+        ((5, 3), put_columns, "[5, 3]", "[5, 7]"),
+        ((2, 4), lambda w: torch.zeros(7, 4).index_put((INDEX.expand(2, 3)[:, 0],), w, True), "[2, 4]", "[7, 4]"),
+        ((3, 2), lambda w: torch.zeros(7, 8, 2).index_put((INDEX, INDEX), w), "[3, 2]", "[7, 8, 2]"),
     ],
     "reduce": [
         ((3, 4), lambda w: w.mean(1), "[3, 4]", "[3]"),

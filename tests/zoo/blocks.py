@@ -152,6 +152,19 @@ class Mixer(nn.Module):
         return self.out(x.mean(1))
 
 
+class Upsampler(nn.Module):
+    """A transposed convolution in groups of `size` channels."""
+
+    def __init__(self, groups: int, size: int) -> None:
+        super().__init__()
+        width = groups * size
+        self.into, self.out = nn.Conv2d(3, width, 1), nn.Conv2d(2 * width, 2, 1)
+        self.up = nn.ConvTranspose2d(width, 2 * width, 2, 2, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.up(self.into(x).relu()).relu())
+
+
 class Cells(nn.Module):
     """A recurrent cell in a loop."""
 
@@ -401,6 +414,9 @@ BLOCKS = {
     "Conv3d": Block(Volume, (3,), (5,), volume),
     "MLP-Mixer": Block(Mixer, (8, 5, 10), (16, 9, 14)),
     "MLP-Mixer, channels x1.5": Block(Mixer, (8, 5, 10), (12, 9, 14), refused="(?i)use a multiple of 8"),
+    "depthwise upsampling": Block(Upsampler, (3, 1), (5, 1), image),
+    "more groups upsampled": Block(Upsampler, (3, 2), (5, 2), image),
+    "larger groups upsampled": Block(Upsampler, (3, 2), (3, 4), image),
     "LSTMCell in a loop": Block(Cells, (nn.LSTMCell, 5), (nn.LSTMCell, 8)),
     "GRUCell in a loop": Block(Cells, (nn.GRUCell, 5), (nn.GRUCell, 8)),
     "RNNCell in a loop": Block(Cells, (nn.RNNCell, 5), (nn.RNNCell, 8)),
