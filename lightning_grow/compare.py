@@ -115,7 +115,7 @@ def _weighed(number: int, old: Tensor, new: Tensor, moved: Moved) -> Tensor:
     if not bool(far.any()):
         return everything
     drawn = moved.outputs(lambda _: 1 / 8, 0)[number]
-    return ~(far & _agree(old, drawn)) if drawn.shape == old.shape else everything
+    return ~(far & _agree(old, drawn) if drawn.shape == old.shape else far)
 
 
 def _agree(old: Tensor, new: Tensor) -> Tensor:
