@@ -243,6 +243,7 @@ class ArchTransfer(Callback):
         self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
         if growth is None:
+            _warn_of_cli(trainer)
             return
         if self.reset_monitors:
             _clear_monitors(trainer, checkpoint)
@@ -365,6 +366,16 @@ def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
 def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     for callback in find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
         checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+
+def _warn_of_cli(trainer: Trainer) -> None:
+    savers: list[Any] = find_callbacks(trainer, "SaveConfigCallback")
+    if any(saver.config.get("ckpt_path") for saver in savers):  # absent where the user calls fit
+        rank_zero_warn(
+            "Nothing grew, and could not: LightningCLI (2.6) puts the model's arguments in --ckpt_path's file in place "
+            "of yours. To grow, build with LightningCLI(..., run=False) and call "
+            "cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=...) yourself."
+        )
 
 
 def _warn_of_tuners(trainer: Trainer) -> None:
