@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_map
 from lightning_grow.architecture import untouched_rng
 from lightning_grow.compare import output_error
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.rollback import unchanged_attributes
 from lightning_grow.trace import Forward
 from lightning_grow.verify import outputs
 
@@ -60,10 +59,10 @@ def same_function(
 
 
 def _run(module: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor]:
-    """One pass that leaves no trace: not in buffers, random states, or attributes that the forward sets."""
+    """One pass that leaves no trace."""
     device = next((item.device for item in module.parameters()), torch.device("cpu"))
     inputs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    with untouched_rng(), unchanged_attributes([module]), torch.compiler.set_stance("force_eager"):
+    with untouched_rng(), torch.compiler.set_stance("force_eager"):
         return outputs(module, inputs, forward)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -11,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_grow.untouched import same_attributes
+
 
 @contextmanager
 def all_or_nothing(modules: Iterable[nn.Module], others: Iterable[Any] = ()) -> Iterator[None]:
     """Undo what the block has done if it raises.
 
-    Put back are the parts, the attributes and the values of modules, what their dicts and lists hold, and the
-    attributes of other objects; not what happened deeper inside.
+    Put back are the parts, the attributes and the values of modules, the attributes of other objects, and what
+    containers among them hold; not what happened deeper inside.
 
     Args:
         modules: Modules; the values of their parameters and buffers are kept on the CPU meanwhile.
@@ -35,7 +36,7 @@ def all_or_nothing(modules: Iterable[nn.Module], others: Iterable[Any] = ()) -> 
     tensors = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
     values = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors]
     try:
-        with unchanged_attributes(modules, others) as put_back:
+        with same_attributes(*modules, *others) as put_back:
             yield
             put_back.clear()
     except BaseException:
@@ -43,18 +44,3 @@ def all_or_nothing(modules: Iterable[nn.Module], others: Iterable[Any] = ()) -> 
             for tensor, value in values:
                 tensor.copy_(value)
         raise
-
-
-@contextmanager
-def unchanged_attributes(modules: Iterable[nn.Module], others: Iterable[Any] = ()) -> Iterator[list[Any]]:
-    """Put all attributes back after the block, and what dicts and lists among them hold; what it yields is put back."""
-    owners = {id(item): item for item in (*(part for module in modules for part in module.modules()), *others)}
-    containers = [value for item in owners.values() for value in vars(item).values() if isinstance(value, (dict, list))]
-    remembered: list[Any] = [(container, copy.copy(container)) for container in containers]
-    remembered += [(vars(item), dict(vars(item))) for item in owners.values()]
-    try:
-        yield remembered
-    finally:
-        for container, content in remembered:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
 @contextlib.contextmanager
-def same_attributes(module: nn.Module) -> Iterator[None]:
-    """Take back what is added to, replaced in or removed from a module, the containers that it holds included."""
-    kept = [(item, copy.copy(item)) for item in _containers(module)]
+def same_attributes(*owners: Any) -> Iterator[list[Any]]:
+    """Take back what is added to, replaced in or removed from modules and other objects, and the containers they hold.
+
+    It yields what it will take back: to keep the changes after all, empty it.
+    """
+    kept: list[Any] = [(item, copy.copy(item)) for item in _containers(owners)]
     try:
-        yield
+        yield kept
     finally:
         for item, content in kept:
             item.clear()
@@ -29,7 +33,7 @@ def same_attributes(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def same_contents(module: nn.Module) -> Iterator[None]:
     """Take back what is written into the tensors that a module holds; parameters are not looked after."""
-    held = [leaf for item in _containers(module) for leaf in _parts(item) if isinstance(leaf, Tensor)]
+    held = [leaf for item in _containers([module]) for leaf in _parts(item) if isinstance(leaf, Tensor)]
     kept = [
         (item, item._version, item.detach().clone())
         for item in {id(item): item for item in held if not isinstance(item, nn.Parameter)}.values()
@@ -44,10 +48,11 @@ def same_contents(module: nn.Module) -> Iterator[None]:
                     item.copy_(content)
 
 
-def _containers(module: nn.Module) -> list[Any]:
-    """The attributes of a module and of all in it, as dicts, and every container in them."""
+def _containers(owners: Iterable[Any]) -> list[Any]:
+    """The attributes of objects, of modules and of all in them, as dicts, and every container in them."""
     found: dict[int, Any] = {}
-    waiting: list[Any] = [vars(part) for part in module.modules()]
+    parts = (owner.modules() if isinstance(owner, nn.Module) else [owner] for owner in owners)
+    waiting: list[Any] = [vars(part) for part in chain.from_iterable(parts)]
     while waiting:
         item = waiting.pop()
         if type(item) in _CONTAINERS and id(item) not in found:
