@@ -23,8 +23,9 @@ import huggingface  # noqa: E402
 import models  # noqa: E402
 
 from lightning_grow import RefusedGrowth, measure_liveness, plan_growth  # noqa: E402
+from lightning_grow.compare import output_error  # noqa: E402
 from lightning_grow.transfer import transfer  # noqa: E402
-from lightning_grow.verify import output_error, outputs  # noqa: E402
+from lightning_grow.verify import outputs  # noqa: E402
 
 Case = tuple[str, str, Callable[[], tuple[nn.Module, nn.Module, dict[str, Any]]]]
 
