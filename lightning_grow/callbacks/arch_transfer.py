@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.console import Console
+from torch import nn
 from torch.nn import Parameter
 
 from lightning_grow.architecture import (
@@ -236,9 +237,12 @@ class ArchTransfer(Callback):
     def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Grow the checkpoint in memory, between the user's own hook and the loading of the weights."""
         fitting = trainer.state.fn == "fit"
-        if fitting and is_bigger(checkpoint["state_dict"], pl_module):
-            check_total(trainer, checkpoint)
-        growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **self.options)
+        if is_bigger(checkpoint["state_dict"], pl_module):
+            in_precision(trainer, pl_module)
+            if fitting:
+                check_total(trainer, checkpoint)
+        options = self._find_options(trainer)
+        growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **options)
         restore_attributes(pl_module, checkpoint)
         self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
@@ -268,6 +272,13 @@ class ArchTransfer(Callback):
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
         _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
+
+    def _find_options(self, trainer: Trainer) -> dict[str, Any]:
+        """The options of `transfer`, with the example inputs as the module gets its batches."""
+        return {
+            **self.options,
+            "example_inputs": trainer.precision_plugin.convert_input(self.options["example_inputs"]),
+        }
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
         parameters = _parameters(pl_module)
@@ -354,6 +365,19 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
 
     setattr(on_load_checkpoint, STANDS_FOR, own)
     return on_load_checkpoint
+
+
+def in_precision(trainer: Trainer, module: Any) -> nn.Module:
+    """A module and its example inputs in the precision that it trains in; Lightning converts modules only later.
+
+    Args:
+        trainer: Has the precision.
+        module: Changed in place.
+    """
+    module = trainer.precision_plugin.convert_module(module)
+    if getattr(module, "example_input_array", None) is not None:
+        module.example_input_array = trainer.precision_plugin.convert_input(module.example_input_array)
+    return module  # type: ignore[no-any-return]
 
 
 def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:

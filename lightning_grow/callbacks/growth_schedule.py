@@ -25,7 +25,7 @@ from lightning_grow.architecture import (
     untouched_rng,
 )
 from lightning_grow.become import Contested, become
-from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, print_report
+from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, in_precision, print_report
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.examples import find_examples
@@ -192,7 +192,7 @@ class GrowthSchedule(ArchTransfer):
         """A checkpoint of a later stage than the module's: the module first becomes that stage."""
         stage = self.find_stage(checkpoint_hparams(checkpoint))
         if stage > self.find_stage(find_hparams(pl_module)):
-            _in_precision(trainer, pl_module)
+            in_precision(trainer, pl_module)
             self._become(trainer, pl_module, stage)
         super()._grow(trainer, pl_module, checkpoint)
 
@@ -276,20 +276,13 @@ class GrowthSchedule(ArchTransfer):
         with untouched_rng():
             torch.manual_seed(self.options["seed"] + stage)
             try:
-                return _in_precision(pl_module.trainer, configure(build_module(pl_module, hparams, self.source, name)))
+                return in_precision(pl_module.trainer, configure(build_module(pl_module, hparams, self.source, name)))
             except Exception as error:  # any code may run in an __init__
                 raise RefusedGrowth(
                     f"{type(pl_module).__name__} cannot be built from the hyperparameters it keeps, {sorted(hparams)} "
                     f"({type(error).__name__}: {error}). Keep all that its __init__ needs (save_hyperparameters "
                     "without ignore=), or pass source= (a callable hparams -> nn.Module) to GrowthSchedule."
                 ) from error
-
-    def _find_options(self, trainer: Trainer) -> dict[str, Any]:
-        """The options of `transfer`, with the example inputs as the module gets its batches."""
-        return {
-            **self.options,
-            "example_inputs": trainer.precision_plugin.convert_input(self.options["example_inputs"]),
-        }
 
     def _hparams(self, pl_module: LightningModule, stage: int) -> dict[str, Any]:
         hparams = find_hparams(pl_module)
@@ -332,14 +325,6 @@ def _naming_stage(number: int) -> Iterator[None]:
         yield
     except RefusedGrowth as error:
         raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
-
-
-def _in_precision(trainer: Trainer, module: Any) -> nn.Module:
-    """A module and its example inputs in the precision that it trains in; Lightning converts modules only later."""
-    module = trainer.precision_plugin.convert_module(module)
-    if getattr(module, "example_input_array", None) is not None:
-        module.example_input_array = trainer.precision_plugin.convert_input(module.example_input_array)
-    return module  # type: ignore[no-any-return]
 
 
 def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -779,3 +779,16 @@ def test_two_processes_grow_alike(tmp_path):
         check=False,
     )
     assert "steps 20 ranks agree True" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_no_bit_of_a_weight_is_lost_in_the_precision_of_the_run(tmp_path, precision):
+    L.seed_everything(0, verbose=False)
+    small, path = Stack(), tmp_path / "small.ckpt"
+    fit(small, tmp_path, precision=precision).save_checkpoint(path)
+    at_start = AtStart()
+    fit(Stack([16]), tmp_path, ArchTransfer(), at_start, ckpt_path=path, max_epochs=3, precision=precision)
+    for name, old in weights(small).items():
+        new = at_start.weights[name][tuple(slice(size) for size in old.shape)]
+        assert new.dtype == old.dtype
+        assert torch.equal(new, old)
