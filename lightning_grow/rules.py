@@ -180,7 +180,8 @@ def pointwise(call: Call) -> list[Output]:
     return [(broadcast(call.node.tensors(), shape), meaning) for shape in call.shapes]
 
 
-for _name in ("masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"):
+UNTAGGED = "masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"
+for _name in (*UNTAGGED, "leaky_relu"):  # torch 2.10 does not tag the last one
     RULES[_name] = pointwise
 
 
