@@ -210,7 +210,11 @@ def grow_checkpoint(
     _warn_of_unknown_names(checkpoint, module, target)
     copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    checkpoint["state_dict"] = {**result.state_dict, **extra}
+    if (wide := in_float_type_of(state, own)) is not own:  # what a narrower module would round, its average keeps
+        checkpoint["state_dict"] = {**result.plan.apply(state, wide, options.get("seed", 0)), **extra}
+        _share_new_outputs(result, checkpoint["state_dict"])
+    else:
+        checkpoint["state_dict"] = {**result.state_dict, **extra}
     for holder, key, grown in copies:
         holder[key] = grown
     record = dict(checkpoint.get(KEY, {}))
@@ -309,10 +313,29 @@ def _grow_copies(
     for holder, key in holders:
         copy = holder.get(key) if isinstance(holder, Mapping) else None
         if copy:
-            grown = result.plan.apply(align_names(copy, own), own, seed)
+            grown = result.plan.apply(align_names(copy, own), in_float_type_of(copy, own), seed)
             _share_new_outputs(result, grown)
             copies.append((holder, key, grown))
     return copies
+
+
+def in_float_type_of(copy: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state as it is where it has the one float type of another, else its floats in that type.
+
+    >>> in_float_type_of({"w": torch.ones(1).double()}, {"w": torch.ones(2), "n": torch.tensor(1)})
+    {'w': tensor([1., 1.], dtype=torch.float64), 'n': tensor(1)}
+    """
+    types, wanted = (
+        {item.dtype for item in state.values() if isinstance(item, Tensor) and item.is_floating_point()}
+        for state in (own, copy)
+    )
+    if len(wanted) != 1 or types == wanted:
+        return own
+    (dtype,) = wanted
+    return {
+        name: item.to(dtype) if isinstance(item, Tensor) and item.is_floating_point() else item
+        for name, item in own.items()
+    }
 
 
 def _share_new_outputs(result: Transfer, copy: Mapping[str, Tensor]) -> None:

@@ -67,7 +67,13 @@ def make_plan(
         refused=tuple(refused),
         impossible=tuple(impossible),
         lost=tuple(lost),
-        notes=(*name_copies(copies), *name_idle_buffers(both, copies), *name_shared_counts(both), *name_choices(both)),
+        notes=(
+            *name_copies(copies),
+            *draft.name_sums(),
+            *name_idle_buffers(both, copies),
+            *name_shared_counts(both),
+            *name_choices(both),
+        ),
         attributes=draft.attributes(),
         input_positions=tuple(tuple(map(both.pairing.old_positions, value.axes)) for value in both.target.inputs),
         source_positions=tuple(tuple(map(both.pairing.source_positions, value.axes)) for value in both.target.inputs),
@@ -105,6 +111,15 @@ class _Draft:
                     {atom: None for atom in atoms(axis) if self.pairing.grows(atom) and self.pairing.old_size(atom)}
                 )
         return list(found)
+
+    def name_sums(self) -> list[str]:
+        """Say which constants are taken for the start of a sum, which might be the first state of a recurrence."""
+        shapes = sorted(find_initial_states(self.new, self.pairing.grows).sums)
+        return [
+            f"A 0 of the shape {'x'.join(map(str, shape))} is taken for the start of a sum. If it is the first state "
+            "of a recurrence, give example inputs of two steps."
+            for shape in shapes
+        ]
 
     def _never_copied(self) -> frozenset[Axis]:
         """Atoms whose new units the model is given: those of inputs, of states that begin at 0, and of constants."""

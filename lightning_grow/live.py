@@ -42,12 +42,15 @@ def same_function(
     Traceback (most recent call last):
     lightning_grow.errors.RefusedGrowth: Linear computes something else after the growth: ...
     """
-    expected = [_run(module, before, forward) for module in modules]
+    types = [float_type(module) for module in modules]
+    expected = [_run(module, before, forward, dtype) for module, dtype in zip(modules, types, strict=True)]
     suspects: list[str] = []
     yield suspects
-    for module, old in zip(modules, expected, strict=True):
+    first = limit / torch.finfo(types[0]).eps if modules else 0.0
+    for module, old, dtype in zip(modules, expected, types, strict=True):
+        limit = first * torch.finfo(dtype).eps  # an average may have another type than what it averages
         try:
-            error = output_error(old, _run(module, after, forward))
+            error = output_error(old, _run(module, after, forward, dtype))
         except Exception as failure:  # any code may run in a forward
             raise RefusedGrowth(
                 _explain(module, suspects, f"its forward fails, {type(failure).__name__}: {failure}")
@@ -58,10 +61,21 @@ def same_function(
             )
 
 
-def _run(module: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor]:
+def float_type(module: nn.Module) -> torch.dtype:
+    """The float type of a module's first parameter."""
+    return next((item.dtype for item in module.parameters() if item.is_floating_point()), torch.get_default_dtype())
+
+
+def _run(module: nn.Module, inputs: Any, forward: Forward | None, dtype: torch.dtype) -> list[Tensor]:
     """One pass that leaves no trace."""
     device = next((item.device for item in module.parameters()), torch.device("cpu"))
-    inputs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+
+    def place(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+
+    inputs = tree_map(place, inputs)
     with untouched_rng(), torch.compiler.set_stance("force_eager"):
         return outputs(module, inputs, forward)
 

@@ -40,6 +40,20 @@ AVERAGED_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "variance")
 NEEDED = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg", "momentum": "momentum_buffer"}
 """Settings of a parameter group -> the kind of state that an optimizer with them does not do without."""
 
+MADE: dict[str, tuple[str, ...]] = {
+    "Adadelta": ("square_avg", "acc_delta"),
+    "Adagrad": ("sum",),
+    "Adam": ("exp_avg", "exp_avg_sq"),
+    "Adamax": ("exp_avg", "exp_inf"),
+    "AdamW": ("exp_avg", "exp_avg_sq"),
+    "ASGD": ("ax", "eta", "mu"),
+    "NAdam": ("exp_avg", "exp_avg_sq", "mu_product"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "RMSprop": ("square_avg",),
+    "Rprop": ("prev", "step_size"),
+}
+"""The kinds that torch's optimizers make at a parameter's first step, and miss ever after if some are not there."""
+
 PLAIN = (bool, int, float, str, bytes, type(None), Tensor)
 
 
@@ -84,6 +98,9 @@ def move_moments(
     for setting, kind in NEEDED.items():
         if moved and settings.get(setting) and kind not in moved and optimizer != "SGD":  # which makes it when needed
             raise NotMoved(f"the config asks for {setting}, and the checkpoint has no {kind!r}")
+    for kind in MADE.get(optimizer, ()) if moved else ():
+        if kind not in moved:
+            raise NotMoved(f"{optimizer} needs the state {kind!r}, which the checkpoint's optimizer has not")
     return _factor_again(moved, old)
 
 

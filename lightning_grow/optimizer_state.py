@@ -33,6 +33,7 @@ class CarriedState:
     Args:
         optimizer_states: One state dict an optimizer; empty when all of them start fresh.
         lr_schedulers: One state dict a scheduler; empty when all of them start fresh.
+        kept: Parameters that keep their moments.
         fresh: What had state in the checkpoint and starts without, each with the reason.
         approximate: What only nearly learns as in an ungrown run, each with the reason.
         paced: Parameters that learn at another pace than in an ungrown run, each with the factor.
@@ -40,6 +41,7 @@ class CarriedState:
 
     optimizer_states: list[dict[str, Any]] = field(default_factory=list)
     lr_schedulers: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     approximate: list[str] = field(default_factory=list)
     paced: list[str] = field(default_factory=list)
@@ -47,7 +49,7 @@ class CarriedState:
     @property
     def moved(self) -> int:
         """How many parameters keep their moments."""
-        return sum(len(state.get("state", ())) for state in self.optimizer_states)
+        return len(self.kept)
 
     def to_dict(self) -> dict[str, Any]:
         """What became of the moments, for the report: counts and names, no tensors."""
@@ -230,6 +232,7 @@ def _move_optimizer(
         carried.fresh.append(f"all of optimizer {index}: {lost}")
         return False
     template["state"].update(moved)
+    carried.kept.extend(entries[position].name for position in moved)
     carried.fresh.extend(fresh)
     _say_what_differs(index, kind, [plan.tensors[entries[position].name] for position in moved], carried)
     return True

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -69,6 +70,8 @@ class SavedOptimizer:
     def find_progress(self, optimizer: Optimizer) -> set[str]:
         """What the optimizer counts for a whole group: entries that are neither settings nor a scheduler's.
 
+        What the config gives its groups by itself (a name, a scale of the rate) has the same value there again.
+
         >>> import torch
         >>> adam = torch.optim.Adam([torch.zeros(1)])
         >>> SavedOptimizer(adam.state_dict(), [[""]], "").find_progress(adam)
@@ -76,7 +79,16 @@ class SavedOptimizer:
         """
         classes = type(optimizer).__mro__[:-1]  # all but object
         settings = {name for cls in classes for name in inspect.signature(cls).parameters}
-        return {key for group in self.groups for key in group} - settings - {*SCHEDULED, *PARAMETERS}
+        counts = {key for group in self.groups for key in group} - settings - {*SCHEDULED, *PARAMETERS, "name"}
+        return {
+            key
+            for key in counts
+            if not all(
+                any(_equal(group[key], own[key]) for own in optimizer.param_groups if key in own)
+                for group in self.groups
+                if key in group
+            )
+        }
 
 
 def find_saved(checkpoint: Mapping[str, Any], expected: Sequence[Groups], plan: GrowthPlan) -> list[SavedOptimizer]:
@@ -97,6 +109,12 @@ def find_saved(checkpoint: Mapping[str, Any], expected: Sequence[Groups], plan: 
         )
         for index, (state, kind) in enumerate(zip(states, kinds, strict=False))
     ]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one.cpu(), other.cpu())
+    return bool(one == other)
 
 
 def _at(items: Sequence[Groups] | None, index: int) -> Groups:

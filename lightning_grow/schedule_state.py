@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_grow.architecture import find_record, scheduler_kind
 from lightning_grow.errors import RefusedGrowth
 
-SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum")
 """The entries of a parameter group that a scheduler writes."""
 
 PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
@@ -58,6 +58,7 @@ def keep_schedules(
     numbers = [match_groups(*pair) for pair in zip(saved, built, strict=True)]
     for index, (state, template) in enumerate(zip(states, templates, strict=True)):
         groups = state.get("param_groups", ()), template.get("param_groups", ())
+        _check_joined(groups[0], saved[index], built[index])
         if only_rates[index]:
             _check_rates(*groups, numbers[index], bool(schedules))
         _keep_groups(*groups, numbers[index], schedules, only_rates=only_rates[index])
@@ -112,7 +113,9 @@ def _keep_groups(
     share = _common_share(saved) if schedules and None in numbers else 1.0
     cycled = {"momentum", "betas"} if _cycle_momentum(schedules) else set()
     for group, number in zip(built, numbers, strict=True):
-        kept = {*(SCHEDULED if only_rates else saved[number or 0]), *cycled} - {"params", "param_names"}
+        # where the config has split a group, it has done so for the sake of a setting
+        rates = only_rates or numbers.count(number) > 1
+        kept = {*(SCHEDULED if rates else saved[number or 0]), *cycled} - {"params", "param_names", "name"}
         if number is None:
             group["lr"] = group.get("initial_lr", group["lr"]) * share
             kept = cycled
@@ -152,6 +155,20 @@ def _move_schedule(
 def _check_counts(what: str, saved: Sequence[Any], built: Sequence[Any]) -> None:
     if len(saved) != len(built):
         raise _cannot_keep(f"the checkpoint has {len(saved)} {what}, the config builds {len(built)}")
+
+
+def _check_joined(groups: Sequence[Mapping[str, Any]], saved: Groups, built: Groups) -> None:
+    """A group of the config may only join groups that have one rate."""
+    rates = {
+        name: (float(group["lr"]), float(group.get("initial_lr", group["lr"])))
+        for group, names in zip(groups, saved, strict=True)
+        for name in names
+        if name and group.get("lr") is not None
+    }
+    for number, names in enumerate(built):
+        if len(joined := {rates[name] for name in names if name in rates}) > 1:
+            shown = " and ".join(f"{rate:g}" for rate, _ in sorted(joined))
+            raise _cannot_keep(f"parameter group {number} of the config joins parameters with the rates {shown}")
 
 
 def _check_owners(saved: Sequence[Groups], built: Sequence[Groups]) -> None:

@@ -192,6 +192,7 @@ class _Ramp:
         self.warmup.steps[self.index] = count  # the hooks stay until detach: torch is iterating over them here
         if self.moments is not None and self.warmup.is_over(self.index):
             self.moments.settle()
+            self.moments.begun.clear()
 
     def show_base_rates(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
         """A state dict taken while a step runs (or after one raised) holds the base rates, not the scaled ones."""
@@ -233,6 +234,8 @@ def end_warmup(checkpoint: dict[str, Any], new_entries: Mapping[str, Sequence[in
     """
     own = (checkpoint.get("callbacks") or {}).get(OWNER, {})
     for index, begun in enumerate(own.get("begun", ())):
+        if not begun:  # over, or without moments of its own
+            continue
         state = checkpoint["optimizer_states"][index]
         names = list(chain.from_iterable(find_record(checkpoint)["optimizers"][index]))
         keys = [(key, group["betas"]) for group in state["param_groups"] for key in group["params"]]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import Parameter
 
 from lightning_grow.architecture import (
     Source,
+    find_param_names,
     name_differences,
     record_architecture,
     restore_attributes,
@@ -50,7 +52,8 @@ class ArchTransfer(Callback):
         strategy: What new units start as: a name of `list_strategies`, or a strategy.
         optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments
             where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, while
-            new ones warm up alone and, under Adam and AdamW, gather moments of their own (Sparkling, 2026).
+            new ones warm up alone and, under Adam and AdamW, gather moments of their own (Sparkling, 2026). Another
+            growth in the middle of that warm-up begins it again, for what was new in either.
         scheduler: "keep" goes on with the checkpoint's schedule, "reset" starts the config's; when None, "reset" after
             a reset, else "keep".
         num_warmup_steps: Optimizer steps of learning-rate warm-up after a growth; when None, 0 after a transfer, else
@@ -192,8 +195,15 @@ class ArchTransfer(Callback):
         """Record the architecture, and which entries are new while that still matters: plain types under our key."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         record_architecture(checkpoint, pl_module, trainer.optimizers, schedulers)
-        if self._new_entries and not self._warmup.is_finished:
-            checkpoint[KEY]["pending"] = {"new_entries": self._new_entries}
+        warming = {
+            name
+            for index, optimizer in enumerate(trainer.optimizers)
+            if self._new_entries and not self._warmup.is_over(index)
+            for name in chain.from_iterable(find_param_names(pl_module, optimizer))
+        }
+        if warming:
+            entries = {name: runs for name, runs in self._new_entries.items() if name in warming}
+            checkpoint[KEY]["pending"] = {"new_entries": entries}
 
     @property
     def state_key(self) -> str:
@@ -268,6 +278,8 @@ class ArchTransfer(Callback):
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
             self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}
+        if growth.warming and self.optimizer == "asymmetric":
+            carried.fresh.append("what was new in the warm-up under way: it gathers its moments again, from 0")
         rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
         _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)

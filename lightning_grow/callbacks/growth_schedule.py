@@ -29,7 +29,7 @@ from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks,
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.examples import find_examples
-from lightning_grow.live import same_function
+from lightning_grow.live import float_type, same_function
 from lightning_grow.plan import refuse
 from lightning_grow.plateau import Plateau
 from lightning_grow.rollback import all_or_nothing
@@ -191,10 +191,13 @@ class GrowthSchedule(ArchTransfer):
     def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint of a later stage than the module's: the module first becomes that stage."""
         stage = self.find_stage(checkpoint_hparams(checkpoint))
-        if stage > self.find_stage(find_hparams(pl_module)):
+        if stage <= self.find_stage(find_hparams(pl_module)):
+            super()._grow(trainer, pl_module, checkpoint)
+            return
+        with all_or_nothing([pl_module, *(average.module for average in _find_averages(trainer))]):
             in_precision(trainer, pl_module)
             self._become(trainer, pl_module, stage)
-        super()._grow(trainer, pl_module, checkpoint)
+            super()._grow(trainer, pl_module, checkpoint)
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> None:
         """Grow to a stage, as a resume from this very step would."""
@@ -261,7 +264,7 @@ class GrowthSchedule(ArchTransfer):
         """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""
         hparams, fresh = self._hparams(pl_module, stage), self._build(pl_module, 0)
         modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
-        built = [self._build(pl_module, stage) for _ in modules]
+        built = [self._build(pl_module, stage).to(float_type(module)) for module in modules]  # an average has its own
         contested = []
         for module, grown in zip(modules, built, strict=True):
             contested.append(become(module, grown, fresh))

@@ -3,6 +3,9 @@
 A constant 0 that is multiplied, summed or normalised is the first value of a state. With an example of two steps the
 tape has the same operator again on what became of it, and that decides what its units may be; with one step the 0 says
 nothing about the steps to come, so its new units count as unknown, and what is computed of it as no constant.
+
+A 0 to which one thing is added after the other (the outputs of experts, of sublayers) is taken for the start of a sum.
+A tape cannot tell it from a state, so a note says so.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ class InitialStates:
         read: Node index -> the tensors among its arguments that are such a state, or made of one.
         atoms: The atoms of those states.
         next: What is computed of them in their own shape: any of it may be the state of the next step.
+        sums: The shapes of those that are taken for the start of a sum.
     """
 
     read: dict[int, frozenset[Value]]
     atoms: frozenset[Axis]
     next: frozenset[Value]
+    sums: frozenset[tuple[int, ...]] = frozenset()
 
 
 def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialStates:
@@ -51,13 +56,16 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
     makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
     roots: dict[Value, frozenset[Value]] = {}
     read: dict[int, frozenset[Value]] = {}
-    computed: set[Value] = set()
+    computed, sums = set[Value](), set[tuple[int, ...]]()
     for at, node in enumerate(trace.nodes):
         roots.update(
             {value: frozenset([value]) for value in node.tensors() if value not in roots and _is_zero(value, grows)}
         )
         states = frozenset(value for value in node.tensors() if value in roots)
         if not states or (not _moves(node) and (_chooses(node) or _is_shown(node, trace, roots, makers))):
+            continue
+        if _begins_sum(node, trace, states):
+            sums.update(map(_shape, states))
             continue
         if not _moves(node) or states & computed:
             read[at] = states
@@ -66,7 +74,7 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
     first = {root for states in read.values() for value in states for root in roots[value]}
     units = frozenset(atom for value in first for axis in value.axes for atom in atoms(axis))
-    return InitialStates(read, units, _next_states(trace, first))
+    return InitialStates(read, units, _next_states(trace, first), frozenset(sums))
 
 
 def _next_states(trace: Trace, first: set[Value]) -> frozenset[Value]:
@@ -93,6 +101,19 @@ def _moves(node: Node) -> bool:
     """Whether a state only moves: what holds it is a state too."""
     return all(
         isinstance(item, Rearrange) or (isinstance(item, Along) and len(item.inputs) == 1) for item in node.meaning
+    )
+
+
+def _begins_sum(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
+    """Whether something is added to the 0, and something else to the result, at once."""
+    at = [number for number, value in enumerate(node.tensors()) if value in states]
+    if node.name != "add" or len(at) != 1 or len(node.tensors()) != 2:
+        return False
+    return any(
+        (other.op, other.path) == (node.op, node.path)
+        and len(other.tensors()) == 2
+        and other.tensors()[at[0]] is node.outputs[0]
+        for other in trace.nodes
     )
 
 

@@ -137,3 +137,29 @@ def test_units_of_an_input_are_never_taken_for_copies(state, strategy):
         module.example_input_array = (torch.randn(3, 6), state(3, width), state(3, width))
     with pytest.raises(RefusedGrowth, match=r"new entries of an input .* would change it. Keep this size"):
         grow(source, target, strategy=strategy, allow_input_growth=True, allow_output_growth=True)
+
+
+class Experts(nn.Module):
+    """A sum that begins with a 0, as most mixtures of experts are written."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.norm, self.out = nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, 2)
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x):
+        h = self.into(x)
+        y = torch.zeros_like(h)
+        for expert in self.experts:
+            y = y + expert(h)
+        return self.out(self.norm(y))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+def test_the_start_of_a_sum_is_no_state_and_is_said(strategy):
+    torch.manual_seed(0)
+    source, target = Experts(4).double(), Experts(8).double()
+    report = grow(source, target, strategy=strategy, example_inputs=(torch.randn(3, 6, dtype=torch.float64),))
+    x = torch.randn(5, 6, dtype=torch.float64)
+    torch.testing.assert_close(target(x), source(x), rtol=1e-12, atol=1e-13)  # float64, some sums of 8
+    assert any("is taken for the start of a sum" in note for note in report.notes)

@@ -757,3 +757,37 @@ def test_a_stage_in_the_warmup_of_the_last_one_lets_no_moments_overshoot(tmp_pat
     fit(Stack(), tmp_path, schedule, steps, max_epochs=54)
     # A fresh Adam's steps are about one rate long; with moments of eight steps under a count of 400 they are 4.
     assert max(steps.longest[409:]) < 1.5
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_an_average_of_another_type_than_the_module_keeps_every_bit(tmp_path, precision):
+    class Before(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            average = trainer.callbacks[1]._average_model.module
+            if average.net[0].weight.shape[0] == 8:
+                self.old = average.net[0].weight.detach().clone()
+            elif not hasattr(self, "new"):
+                self.new = average.net[0].weight.detach().clone()
+
+    L.seed_everything(0, verbose=False)
+    seen, average = Before(), EMAWeightAveraging(decay=0.9, update_every_n_steps=100)
+    schedule = GrowthSchedule([{"hidden_dims": [12]}], at=[8], example_inputs=(torch.randn(3, 4),))
+    fit(Stack(), tmp_path, seen, average, schedule, max_epochs=2, precision=precision)
+    assert seen.new.dtype == seen.old.dtype
+    assert torch.equal(seen.new[:8], seen.old)
+
+
+def test_a_refused_file_of_a_later_stage_leaves_the_module_as_it_was(tmp_path):
+    L.seed_everything(0, verbose=False)
+    schedule = GrowthSchedule([{"hidden_dims": [12]}], at=[8])
+    fit(Stack(), tmp_path, schedule, max_epochs=2).save_checkpoint(tmp_path / "late.ckpt")
+    checkpoint = torch.load(tmp_path / "late.ckpt")
+    checkpoint["state_dict"]["net.2.bias"] = torch.zeros(3)
+    torch.save(checkpoint, tmp_path / "late.ckpt")
+    module = Stack()
+    weight, before = module.net[0].weight, weights(module)
+    with pytest.raises(RefusedGrowth):
+        fit(module, tmp_path, GrowthSchedule([{"hidden_dims": [12]}], at=[8]), ckpt_path=tmp_path / "late.ckpt")
+    assert module.net[0].weight is weight
+    assert tuple(module.hparams.hidden_dims) == (8,)
+    assert all(torch.equal(value, before[name]) for name, value in weights(module).items())

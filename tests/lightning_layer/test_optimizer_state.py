@@ -653,6 +653,37 @@ def test_a_setting_that_needs_more_state_starts_fresh_and_trains(setting, schedu
     train(target, bigger, 1)
 
 
+@pytest.mark.parametrize(("old", "new"), [("Adamax", "Adam"), ("Adamax", "AdamW amsgrad"), ("Adamax", "NAdam")])
+def test_a_class_that_needs_other_state_starts_fresh_and_trains(old, new):
+    net, _, checkpoint = trained(OPTIMIZERS[old])
+    target, plan = grown(net)
+    bigger = OPTIMIZERS[new](target.parameters())
+    carried = carry(checkpoint, target, bigger, plan, scheduler="reset")
+    assert carried.moved == 0
+    assert carried.fresh
+    bigger.load_state_dict(carried.optimizer_states[0])
+    train(target, bigger, 1)
+
+
+def test_state_that_an_optimizer_begins_with_is_not_counted_as_moved():
+    net, _, checkpoint = trained(OPTIMIZERS["Adam"])
+    target, plan = grown(net)
+    assert carry(checkpoint, target, optim.Adagrad(target.parameters()), plan, scheduler="reset").moved == 0
+
+
+@pytest.mark.parametrize("key", [{"name": "all"}, {"lr_scale": 0.5}, {"swa_lr": 0.1}])
+def test_a_key_of_the_users_own_in_a_group_is_no_count(key):
+    def make(net):
+        return optim.Adam([{"params": net.parameters(), **key}], lr=0.01)
+
+    net = make_net(6)
+    optimizer = make(net)
+    train(net, optimizer, 5)
+    target, plan = grown(net, (6, 6))
+    carried = carry({"optimizer_states": [optimizer.state_dict()]}, target, make(target), plan)
+    assert (carried.moved, carried.fresh) == (4, [])
+
+
 @pytest.mark.parametrize(("old", "new"), [("Adam", "RMSprop"), ("Adam", "SGD"), ("SGD", "Adam")])
 def test_another_class_is_seen_without_a_record_too(old, new):
     net, _, checkpoint = trained(OPTIMIZERS[old])

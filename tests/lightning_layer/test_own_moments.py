@@ -64,6 +64,7 @@ def test_when_it_is_over_the_moments_need_no_correction(make):
     for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
         run(item, own, gradients(40, seed=1))
     warmup.detach()
+    assert warmup.begun == [{}]  # settled once and for all
     before = weight.detach().clone(), fresh.detach().clone()
     for item, own in ((weight, optimizer), (fresh, fresh_optimizer)):
         run(item, own, gradients(1, seed=2))
@@ -158,3 +159,19 @@ def test_a_warmup_that_another_growth_ends_leaves_moments_that_need_no_correctio
     OwnMoments(optimizer, {weight: NEW}, run_out.begun[0]).settle()  # what it does at its own end
     for kind, moment in optimizer.state[weight].items():
         assert torch.equal(checkpoint["optimizer_states"][0]["state"][0][kind], moment)
+
+
+def test_an_optimizer_without_moments_of_its_own_has_nothing_to_settle():
+    weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimizer = optim.SGD([weight], lr=0.01, momentum=0.9)
+    warmup = Warmup(12, start_factor=1.0, scope="new", fresh=True)
+    warmup.attach([optimizer], {weight: NEW})
+    run(weight, optimizer, gradients(4, seed=1))
+    before = optimizer.state[weight]["momentum_buffer"].clone()
+    checkpoint = {
+        "optimizer_states": [optimizer.state_dict()],
+        "callbacks": {"ArchTransfer": warmup.state_dict()},
+        "lightning_grow": {"architecture": {"optimizers": [[["weight"]]]}},
+    }
+    end_warmup(checkpoint, {"weight": to_runs(NEW)})
+    assert torch.equal(checkpoint["optimizer_states"][0]["state"][0]["momentum_buffer"], before)

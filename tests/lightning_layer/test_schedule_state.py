@@ -212,3 +212,26 @@ def test_a_scheduler_of_another_kind_is_seen(old, new, record):
     checkpoint["lightning_grow"]["architecture"] |= record
     with pytest.raises(RefusedGrowth, match=r"the checkpoint's scheduler.* is not the .* that the config builds"):
         resume(small, checkpoint, (9,), make_groups, new, "transfer")
+
+
+def test_groups_that_the_config_splits_keep_what_it_splits_them_for():
+    schedule = SHARED["exponential"]
+    small, checkpoint, straight = small_run(
+        lambda net: [{"params": net.parameters(), "lr": 0.01, "weight_decay": 0.1, "name": "all"}], schedule
+    )
+
+    def split(net):
+        weights, biases = ([item for item in net.parameters() if item.dim() == size] for size in (2, 1))
+        decays = [{"params": weights, "weight_decay": 0.1, "name": "decay"}, {"params": biases, "name": "no decay"}]
+        return [{"lr": 0.01, **group} for group in decays]
+
+    _, optimizer, _ = resume(small, checkpoint, (9,), split, schedule, "transfer")
+    found = [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert found == [("decay", 0.1), ("no decay", 0)]
+    assert [group["lr"] for group in optimizer.param_groups] == [straight[0][0][0]] * 2
+
+
+def test_groups_with_different_rates_are_not_joined():
+    small, checkpoint, _ = small_run(layers, SHARED["cosine"])
+    with pytest.raises(RefusedGrowth, match="group 0 of the config joins parameters with the rates"):
+        resume(small, checkpoint, (9,), lambda net: [{"params": net.parameters()}], SHARED["cosine"], "transfer")
