@@ -763,16 +763,16 @@ def test_a_stage_in_the_warmup_of_the_last_one_lets_no_moments_overshoot(tmp_pat
 def test_an_average_of_another_type_than_the_module_keeps_every_bit(tmp_path, precision):
     class Before(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            average = trainer.callbacks[1]._average_model.module
+            average = trainer.callbacks[0]._average_model.module
             if average.net[0].weight.shape[0] == 8:
                 self.old = average.net[0].weight.detach().clone()
             elif not hasattr(self, "new"):
                 self.new = average.net[0].weight.detach().clone()
 
     L.seed_everything(0, verbose=False)
-    seen, average = Before(), EMAWeightAveraging(decay=0.9, update_every_n_steps=100)
-    schedule = GrowthSchedule([{"hidden_dims": [12]}], at=[8], example_inputs=(torch.randn(3, 4),))
-    fit(Stack(), tmp_path, seen, average, schedule, max_epochs=2, precision=precision)
+    seen, average = Before(), EMAWeightAveraging(decay=0.9, update_every_n_steps=3)
+    schedule = GrowthSchedule([{"hidden_dims": [12]}], at=[7], example_inputs=(torch.randn(3, 4),))
+    fit(Stack(), tmp_path, average, seen, schedule, max_epochs=2, precision=precision)
     assert seen.new.dtype == seen.old.dtype
     assert torch.equal(seen.new[:8], seen.old)
 
