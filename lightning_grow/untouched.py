@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MOST_HELD = 1000
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
@@ -32,8 +33,12 @@ def same_attributes(*owners: Any) -> Iterator[list[Any]]:
 
 @contextlib.contextmanager
 def same_contents(module: nn.Module) -> Iterator[None]:
-    """Take back what is written into the tensors that a module holds; parameters are not looked after."""
-    held = [leaf for item in _containers([module]) for leaf in _parts(item) if isinstance(leaf, Tensor)]
+    """Take back what is written into the tensors that a module holds; parameters are not looked after.
+
+    Nor are the contents of large containers (a replay buffer): no forward writes into thousands of tensors.
+    """
+    small = (item for item in _containers([module]) if len(item) <= MOST_HELD)
+    held = [leaf for item in small for leaf in _parts(item) if isinstance(leaf, Tensor)]
     kept = [
         (item, item._version, item.detach().clone())
         for item in {id(item): item for item in held if not isinstance(item, nn.Parameter)}.values()

@@ -57,13 +57,17 @@ def outputs(
     args, kwargs = call_arguments(example_inputs)
     call = forward if forward is not None else type(module).__call__
     with undisturbed(module):
-        args, kwargs = copy.deepcopy((args, kwargs))
+        args, kwargs = copy.deepcopy(tree_map(_leaf, (args, kwargs)))
         if state is None:
             result = call(module, *args, **kwargs)
         else:
             wrapper = _Call(module, call)
             result = torch.func.functional_call(wrapper, {f"module.{k}": v for k, v in state.items()}, args, kwargs)
         return [leaf.detach() for leaf in output_tensors(result)]
+
+
+def _leaf(item: Any) -> Any:
+    return item.detach() if isinstance(item, Tensor) else item  # only leaves of a graph can be copied
 
 
 class _Call(nn.Module):

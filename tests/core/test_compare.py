@@ -24,6 +24,8 @@ ERRORS = {
     "other integers": ([[1, 2]], [[1, 3]], 1.0),
     "equal integers": ([[1, 2]], [[1, 2]], 0.0),
     "nothing to compare": ([[]], [[]], 0.0),
+    "the same not finite in one part": ([[complex(INF, 1), 2j]], [[complex(INF, 1), 2j]], 0.0),
+    "another finite part": ([[complex(INF, 1), 2j]], [[complex(INF, 2), 2j]], INF),
 }
 
 
@@ -240,3 +242,38 @@ def test_tied_weights_that_are_copied_move_as_one():
 
     report = grow(Tied(4), Tied(6), example_inputs=(torch.arange(7)[None],))
     assert report.max_output_error <= report.tolerance < 1e-5
+
+
+RESIDUES = {
+    "a divergence from itself": lambda y, x: (
+        y,
+        nn.functional.kl_div(y.log_softmax(-1), y.softmax(-1), reduction="sum"),
+    ),
+    "the sum of probabilities": lambda y, x: (y, y.log_softmax(-1).logsumexp(-1)),
+    "the mean of what is centred": lambda y, x: (y, (y - y.mean(-1, keepdim=True)).mean(-1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("head", RESIDUES.values(), ids=RESIDUES)
+def test_an_output_that_is_0_but_for_rounding_does_not_refuse_a_growth(head, strategy, dtype):
+    assert grown(head, strategy, dtype)[0].function_preserving
+
+
+def test_a_residue_does_not_hide_an_error_beside_it():
+    assert not grown(RESIDUES["the mean of what is centred"], "random", torch.float64)[0].function_preserving
+
+
+@pytest.mark.parametrize("fine", [1e6, 1e8])
+def test_a_code_may_flip_only_as_far_as_rounding_flips_it(fine):
+    report, _, _ = grown(lambda y, x: (y * fine).long(), "random", torch.float32)
+    assert not report.function_preserving
+    assert grown(lambda y, x: (y * fine).long(), "net2wider", torch.float32)[0].function_preserving
+
+
+def test_inputs_may_be_made_by_another_model():
+    torch.manual_seed(0)
+    source, target = Headed(4, lambda y, x: y), Headed(8, lambda y, x: y)
+    backbone = nn.Linear(3, 6)
+    assert grow(source, target, example_inputs=(backbone(torch.randn(5, 3)),)).function_preserving
