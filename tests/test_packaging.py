@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,4 +60,4 @@ def test_the_constraints_pin_what_the_package_asks_for():
     setup.read(ROOT / "setup.cfg")
     asked = "\n".join([setup["options"]["install_requires"], *setup["options.extras_require"].values()]).split()
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"}
-    assert {requirement.split(">")[0] for requirement in asked} == pinned | {"setuptools"}
+    assert {re.split(r"[>\[]", requirement)[0] for requirement in asked} == pinned | {"setuptools"}

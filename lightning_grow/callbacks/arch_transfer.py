@@ -247,12 +247,15 @@ class ArchTransfer(Callback):
     def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Grow the checkpoint in memory, between the user's own hook and the loading of the weights."""
         fitting = trainer.state.fn == "fit"
+        example = getattr(pl_module, "example_input_array", None)
         if is_bigger(checkpoint["state_dict"], pl_module):
             in_precision(trainer, pl_module)
             if fitting:
                 check_total(trainer, checkpoint)
         options = self._find_options(trainer)
         growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **options)
+        if example is not None:
+            pl_module.example_input_array = example
         restore_attributes(pl_module, checkpoint)
         self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)

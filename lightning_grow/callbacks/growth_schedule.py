@@ -195,7 +195,7 @@ class GrowthSchedule(ArchTransfer):
             super()._grow(trainer, pl_module, checkpoint)
             return
         with all_or_nothing([pl_module, *(average.module for average in _find_averages(trainer))]):
-            in_precision(trainer, pl_module)
+            trainer.precision_plugin.convert_module(pl_module)
             self._become(trainer, pl_module, stage)
             super()._grow(trainer, pl_module, checkpoint)
 

@@ -783,12 +783,17 @@ def test_two_processes_grow_alike(tmp_path):
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
 def test_no_bit_of_a_weight_is_lost_in_the_precision_of_the_run(tmp_path, precision):
+    class Start(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.weights = weights(pl_module)
+
     L.seed_everything(0, verbose=False)
-    small, path = Stack(), tmp_path / "small.ckpt"
+    small, path, start = Stack(), tmp_path / "small.ckpt", Start()
     fit(small, tmp_path, precision=precision).save_checkpoint(path)
-    at_start = AtStart()
-    fit(Stack([16]), tmp_path, ArchTransfer(), at_start, ckpt_path=path, max_epochs=3, precision=precision)
+    big = Stack([16])
+    fit(big, tmp_path, ArchTransfer(), start, ckpt_path=path, max_epochs=3, precision=precision)
+    assert big.example_input_array.dtype == torch.float32  # the user's own
     for name, old in weights(small).items():
-        new = at_start.weights[name][tuple(slice(size) for size in old.shape)]
+        new = start.weights[name][tuple(slice(size) for size in old.shape)]
         assert new.dtype == old.dtype
         assert torch.equal(new, old)
