@@ -142,9 +142,12 @@ def test_what_a_module_has_kept_before_is_there_afterwards():
 def test_a_stored_graph_survives_the_check():
     module = Caching(4, log).double()
     module(features()[0]).sum().backward()
+    once = [parameter.grad.clone() for parameter in module.parameters()]
     loss = module(features()[0]).sum()
     outputs(module, features())
     loss.backward()
+    for parameter, gradient in zip(module.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)  # the same pass a second time, added
 
 
 def test_a_failing_forward_leaves_the_module_as_it_was():
