@@ -97,6 +97,7 @@ class _Draft:
         self.target, self.strategy, self.allowed = target, strategy, allowed
         self.generator = torch.Generator().manual_seed(seed)
         self.identities = self._identities() if strategy.transfers else frozenset[str]()
+        self.initial_states = find_initial_states(self.new, self.pairing.grows)
         self.never_copied = self._never_copied()
         self.unit_sources = {atom: self._unit_source(atom) for atom in self._growing()} if strategy.transfers else {}
         self.copied = frozenset(atom for atom, units in self.unit_sources.items() if units is not None)
@@ -114,7 +115,7 @@ class _Draft:
 
     def name_sums(self) -> list[str]:
         """Say which constants are taken for the start of a sum, which might be the first state of a recurrence."""
-        shapes = sorted(find_initial_states(self.new, self.pairing.grows).sums)
+        shapes = sorted(self.initial_states.sums)
         return [
             f"A 0 of the shape {'x'.join(map(str, shape))} is taken for the start of a sum. If it is the first state "
             "of a recurrence, give example inputs of two steps."
@@ -127,7 +128,7 @@ class _Draft:
         if not self.strategy.function_preserving:
             return given
         fixed = {atom for atom in self._growing() if not self._repeats(atom, self._in_turn(atom))}
-        return given | fixed | find_initial_states(self.new, self.pairing.grows).atoms
+        return given | fixed | self.initial_states.atoms
 
     def _in_turn(self, atom: Axis) -> Tensor:
         """Copies of the source's units in their order."""
