@@ -16,16 +16,16 @@ from rich.progress import track
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "core"), str(ROOT / "tests" / "zoo")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "zoo")]
 
 import blocks  # noqa: E402
 import huggingface  # noqa: E402
 import models  # noqa: E402
 
 from lightning_grow import RefusedGrowth, measure_liveness, plan_growth  # noqa: E402
-from lightning_grow.compare import output_error  # noqa: E402
-from lightning_grow.transfer import transfer  # noqa: E402
-from lightning_grow.verify import outputs  # noqa: E402
+from lightning_grow.grow import transfer  # noqa: E402
+from lightning_grow.verify.compare import output_error  # noqa: E402
+from lightning_grow.verify.run import outputs  # noqa: E402
 
 Case = tuple[str, str, Callable[[], tuple[nn.Module, nn.Module, dict[str, Any]]]]
 

@@ -17,10 +17,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
-from lightning_grow.moments import AVERAGED_SQUARES
-from lightning_grow.optimizer_state import carry_optimizers
-from lightning_grow.transfer import transfer
-from lightning_grow.warmup import Warmup
+from lightning_grow.grow import transfer
+from lightning_grow.training_state.moments import AVERAGED_SQUARES
+from lightning_grow.training_state.optimizers import carry_optimizers
+from lightning_grow.training_state.warmup import Warmup
 
 RESULTS = Path(__file__).parent / "results"
 STEPS, BEFORE, SEEDS = 100, 400, 5

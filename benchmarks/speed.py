@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow import plan_growth
-from lightning_grow.apply import empty_state, write_state
+from lightning_grow.apply.apply import empty_state, grow_state, write_state
 
 ROUNDS = 7
 INPUTS = (torch.randn(2, 7, 5),)
@@ -70,11 +70,11 @@ def applying() -> list[str]:
     jobs: dict[str, Callable[[], object]] = {"load_state_dict": lambda: target.load_state_dict(copy)}
     for name in ("preserve", "net2wider"):
         plan = plan_growth(source, target, strategy=name, example_inputs=INPUTS)
-        jobs[f"{name}, in place"] = lambda plan=plan: write_state(plan.tensors, plan.strategy, old, live, live, 0)  # type: ignore[misc]
+        jobs[f"{name}, in place"] = lambda plan=plan: write_state(plan, old, live, live, 0)  # type: ignore[misc]
         jobs[f"{name}, into a second copy"] = lambda plan=plan: write_state(  # type: ignore[misc]
-            plan.tensors, plan.strategy, old, copy, fresh, 0
+            plan, old, copy, fresh, 0
         )
-        jobs[f"{name}, into new memory"] = lambda plan=plan: plan.apply(old, copy)  # type: ignore[misc]
+        jobs[f"{name}, into new memory"] = lambda plan=plan: grow_state(plan, old, copy)  # type: ignore[misc]
     jobs["clone into new memory"] = lambda: {name: tensor.clone() for name, tensor in copy.items()}
     times = interleaved(jobs)
     base = statistics.median(times["load_state_dict"])

@@ -4,16 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
-from lightning_grow.growable import GrowableMixin
-from lightning_grow.liveness import measure_liveness
-from lightning_grow.plan import GrowthPlan
+from lightning_grow.grow import grow, plan_growth
+from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.report import TransferReport
-from lightning_grow.rules import axis_rule
 from lightning_grow.strategies import Strategy, list_strategies, register_strategy
-from lightning_grow.transfer import grow, plan_growth
+from lightning_grow.trace.table import axis_rule
+from lightning_grow.verify.liveness import measure_liveness
 
 if TYPE_CHECKING:
-    from lightning_grow.callbacks import ArchTransfer, GrowthSchedule
+    from lightning_grow.callbacks import ArchTransfer, GrowableMixin, GrowthSchedule
 
 __all__ = [
     "ArchTransfer",
@@ -37,8 +36,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a callback on first use: whoever grows plain modules need not wait for Lightning."""
-    if name in ("ArchTransfer", "GrowthSchedule"):
+    """Import what belongs to Lightning on first use: whoever grows plain modules need not wait for Lightning."""
+    if name in ("ArchTransfer", "GrowableMixin", "GrowthSchedule"):
         from lightning_grow import callbacks
 
         return getattr(callbacks, name)

@@ -1,6 +1,6 @@
 """`python -m lightning_grow` is `lightning-grow`."""
 
-from lightning_grow.cli import main
+from lightning_grow.app.cli import main
 
 if __name__ == "__main__":
     main()

@@ -13,30 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_grow.architecture import (
-    Source,
-    align_names,
-    checkpoint_hparams,
-    compare_hparams,
-    find_hparams,
-    find_input_names,
-    find_record,
-    find_tensors,
-    name_differences,
-    rebuild_source,
-    record_architecture,
-    restore_attributes,
-    strip_compiled,
-    untouched_rng,
-)
-from lightning_grow.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
+from lightning_grow.apply.apply import grow_state, move_state
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.optimizer_state import carry_optimizers
-from lightning_grow.plan import refuse
+from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
+from lightning_grow.files.hparams import compare_hparams, find_hparams, name_differences
+from lightning_grow.files.rebuild import Source, rebuild_source
+from lightning_grow.files.record import checkpoint_hparams, find_record, record_architecture, restore_attributes
+from lightning_grow.grow import Transfer, plan_growth, transfer
+from lightning_grow.pair.input_names import find_input_names
+from lightning_grow.plan.growth_plan import refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
-from lightning_grow.transfer import Transfer, plan_growth, transfer
-from lightning_grow.warmup import end_warmup, from_runs
+from lightning_grow.trace.names import align_names, find_tensors, strip_compiled
+from lightning_grow.trace.untouched import untouched_rng
+from lightning_grow.training_state.optimizers import carry_optimizers
+from lightning_grow.training_state.warmup import end_warmup, from_runs
 
 MARK = "lightning_grow_is_handled"
 """In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
@@ -61,7 +52,7 @@ class Growth:
         plan = self.transfer.plan
         item, new = plan.tensors[name], plan.new_entries(name)
         runs = self.warming.get(item.source_name or "")
-        moved = None if runs is None else plan.move(name, from_runs(runs, item.source_shape or ()).float(), 0)
+        moved = None if runs is None else move_state(plan, name, from_runs(runs, item.source_shape or ()).float(), 0)
         return new if moved is None else new | moved.bool()
 
 
@@ -211,7 +202,7 @@ def grow_checkpoint(
     copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if (wide := in_float_type_of(state, own)) is not own:  # what a narrower module would round, its average keeps
-        checkpoint["state_dict"] = {**result.plan.apply(state, wide, options.get("seed", 0)), **extra}
+        checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.get("seed", 0)), **extra}
         _share_new_outputs(result, checkpoint["state_dict"])
     else:
         checkpoint["state_dict"] = {**result.state_dict, **extra}
@@ -313,7 +304,7 @@ def _grow_copies(
     for holder, key in holders:
         copy = holder.get(key) if isinstance(holder, Mapping) else None
         if copy:
-            grown = result.plan.apply(align_names(copy, own), in_float_type_of(copy, own), seed)
+            grown = grow_state(result.plan, align_names(copy, own), in_float_type_of(copy, own), seed)
             _share_new_outputs(result, grown)
             copies.append((holder, key, grown))
     return copies

@@ -31,10 +31,10 @@ import lightning as L
 import torch
 
 from lightning_grow import ArchTransfer, measure_liveness, plan_growth
-from lightning_grow.plots import plot_curves, plot_transfer
+from lightning_grow.app.plots import plot_curves, plot_transfer
+from lightning_grow.grow import transfer
 from lightning_grow.rl import PPO
 from lightning_grow.rl.evaluate import evaluate
-from lightning_grow.transfer import transfer
 
 torch.set_num_threads(1)
 os.chdir(tempfile.mkdtemp())  # files land in a scratch folder

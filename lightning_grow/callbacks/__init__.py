@@ -1,6 +1,7 @@
 """Lightning callbacks that grow a run."""
 
 from lightning_grow.callbacks.arch_transfer import ArchTransfer
+from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.callbacks.growth_schedule import GrowthSchedule
 
-__all__ = ["ArchTransfer", "GrowthSchedule"]
+__all__ = ["ArchTransfer", "GrowableMixin", "GrowthSchedule"]

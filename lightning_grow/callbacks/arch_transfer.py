@@ -12,19 +12,17 @@ from rich.console import Console
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_grow.architecture import (
-    Source,
-    find_param_names,
-    name_differences,
-    record_architecture,
-    restore_attributes,
-    strip_compiled,
-)
-from lightning_grow.checkpoint import KEY, read_checkpoint
+from lightning_grow.apply.new_outputs import NewOutputs
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.new_outputs import NewOutputs
-from lightning_grow.optimizer_state import (
+from lightning_grow.files.checkpoint import KEY, read_checkpoint
+from lightning_grow.files.hparams import name_differences
+from lightning_grow.files.rebuild import Source
+from lightning_grow.files.record import find_param_names, record_architecture, restore_attributes
+from lightning_grow.files.sharded import check_sharded
+from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.trace.names import strip_compiled
+from lightning_grow.training_state.optimizers import (
     CarriedState,
     Choice,
     Schedule,
@@ -32,9 +30,7 @@ from lightning_grow.optimizer_state import (
     check_shapes,
     learning_rates,
 )
-from lightning_grow.sharded import check_sharded
-from lightning_grow.strategies import Strategy, find_strategy
-from lightning_grow.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
+from lightning_grow.training_state.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
 UNREAD = "the checkpoint"

@@ -11,30 +11,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map
 
-from lightning_grow.architecture import (
-    build_module,
-    checkpoint_hparams,
-    compare_hparams,
-    configure,
-    find_fields,
-    find_hparams,
-    in_kind,
-    is_comparable,
-    restore_attributes,
-    to_plain,
-    untouched_rng,
-)
-from lightning_grow.become import Contested, become
 from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, in_precision, print_report
+from lightning_grow.callbacks.plateau import Plateau
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.examples import find_examples
-from lightning_grow.live import float_type, same_function
-from lightning_grow.plan import refuse
-from lightning_grow.plateau import Plateau
-from lightning_grow.rollback import all_or_nothing
-from lightning_grow.trainable import Trainable
-from lightning_grow.transfer import Transfer, paired_inputs, plan_growth
+from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain
+from lightning_grow.files.rebuild import build_module, configure
+from lightning_grow.files.record import checkpoint_hparams, restore_attributes
+from lightning_grow.grow import Transfer, paired_inputs, plan_growth
+from lightning_grow.living.become import Contested, become
+from lightning_grow.living.live import float_type, same_function
+from lightning_grow.living.rollback import all_or_nothing
+from lightning_grow.living.trainable import Trainable
+from lightning_grow.pair.examples import find_examples
+from lightning_grow.plan.growth_plan import refuse
+from lightning_grow.trace.untouched import untouched_rng
 
 PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth", "drop_inputs")
 """The options that a plan depends on."""

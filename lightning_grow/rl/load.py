@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_grow.checkpoint import read_file
 from lightning_grow.errors import CheckpointError
+from lightning_grow.files.checkpoint import read_file
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.normalizer import ObservationNormalizer
 

@@ -15,9 +15,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_grow.architecture import rebuild_source
+from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.errors import WrongSetting
-from lightning_grow.growable import GrowableMixin
+from lightning_grow.files.rebuild import rebuild_source
+from lightning_grow.grow import grow
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.gae import generalized_advantages
@@ -29,7 +30,6 @@ from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.spaces import make_env, observation_names
 from lightning_grow.rl.vector_env import VectorEnv
-from lightning_grow.transfer import grow
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A plan and a state: the grown state."""

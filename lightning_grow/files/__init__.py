@@ -1,0 +1,1 @@
+"""Checkpoint files: read, written, and the module that wrote one built again."""

@@ -1,0 +1,355 @@
+"""The three public calls of the core: plan a growth, grow a module, or build the grown state without touching it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.apply.apply import empty_state, report_tensor, write_state
+from lightning_grow.apply.new_outputs import NewOutputs
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.pair.copies import stand_ins, substitute
+from lightning_grow.pair.examples import find_examples
+from lightning_grow.pair.mismatch import Permissions
+from lightning_grow.plan.draft import make_plan
+from lightning_grow.plan.growth_plan import GrowthPlan, refuse
+from lightning_grow.report import TransferReport
+from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.trace.tracer import Forward, named_tensors
+from lightning_grow.verify.compare import compare, worst
+from lightning_grow.verify.liveness import count_dead_and_twins
+from lightning_grow.verify.rounding import Moved
+from lightning_grow.verify.run import changed_attributes, outputs, set_attributes, shared_inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """A growth that is worked out and checked, and not yet loaded.
+
+    Args:
+        plan: What was decided.
+        state_dict: The target's complete new state.
+        report: What was done, with the measured output error.
+    """
+
+    plan: GrowthPlan
+    state_dict: dict[str, Tensor]
+    report: TransferReport
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a user asked for; the three public calls differ in what they do with its plan."""
+
+    source: nn.Module
+    target: nn.Module
+    strategy: Strategy
+    example_inputs: Any
+    forward: Forward | None
+    rename: Mapping[str, str] | None
+    allowed: Permissions
+    seed: int = 0
+    new_outputs: NewOutputs = field(default_factory=NewOutputs)
+
+    @cached_property
+    def inputs(self) -> tuple[Any, Any]:
+        """The arguments for the source, and for the target."""
+        return find_examples(self.source, self.target, self.example_inputs, self.forward)
+
+    def plan(self) -> GrowthPlan:
+        """Work out the growth."""
+        own = (self.source, self.target, self.strategy, *self.inputs)
+        return make_plan(*own, self.forward, self.rename, self.allowed, self.seed)
+
+
+def plan_growth(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+) -> GrowthPlan:
+    """Work out a growth and change nothing; print the plan to see it.
+
+    Args:
+        source: The trained module.
+        target: The bigger module, on any device, the meta device included.
+        strategy: A registered name or a `Strategy`.
+        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
+            `example_input_array` when None.
+        forward: A callable `(module, *inputs)` to trace instead of the modules' own forward.
+        rename: Target prefix -> source prefix, for tensors whose names differ.
+        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
+        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
+        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
+            report then has the measured change of the outputs.
+        new_action_prob: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
+        new_log_std: Unused by the plan, likewise.
+        verify: Unused by the plan, likewise.
+        tolerance: Unused by the plan, likewise.
+
+    Returns:
+        The plan; `plan.refused` says why it cannot be done, if it cannot.
+
+    Raises:
+        RefusedGrowth: A module cannot be traced.
+        UnknownStrategy: No strategy has that name.
+
+    >>> small = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> large = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    >>> plan = plan_growth(small, large, example_inputs=(torch.ones(5, 3),))
+    >>> [(group.old, group.new, group.mode) for group in plan.groups], plan.refused
+    ([(4, 6, 'fresh')], ())
+    """
+    del new_action_prob, new_log_std, verify, tolerance  # Unused: see the docstring.
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
+    return _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed).plan()
+
+
+def transfer(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Transfer:
+    """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
+    new = NewOutputs(new_action_prob, new_log_std)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
+    return _build(request, verify, tolerance)
+
+
+def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer:
+    plan = request.plan()
+    refuse(plan)
+    source, target, seed = request.source, request.target, request.seed
+    initial = _initial_state(target, seed)
+    grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
+    write_state(plan, source.state_dict(), initial, grown, seed)
+    notes = _start_new_outputs(request, plan, grown)
+    if not verify:
+        return Transfer(plan, grown, _report(plan, grown, seed, None, None, notes))
+    error, limit = _measure(request, plan, grown, tolerance)
+    if _promises(plan) and not error <= limit:
+        raise RefusedGrowth(
+            f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
+            "(ten times what rounding alone does to the source). Nothing was changed. Report this model: the plan "
+            "expected it to be exact; or pass tolerance= if the difference is acceptable."
+        )
+    return Transfer(plan, grown, _report(plan, grown, seed, error, limit, notes))
+
+
+def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> list[str]:
+    inputs = request.inputs[1]
+
+    def run() -> list[Tensor]:
+        return outputs(_on_real_device(request.target, grown), inputs, request.forward, grown)
+
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in grown.items()}
+    return request.new_outputs.start(plan, state, run)
+
+
+def grow(
+    source: nn.Module,
+    target: nn.Module,
+    *,
+    strategy: str | Strategy = "preserve",
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    rename: Mapping[str, str] | None = None,
+    allow_input_growth: bool = False,
+    allow_output_growth: bool = False,
+    allow_attribute_changes: bool = False,
+    drop_inputs: Sequence[str] = (),
+    new_action_prob: float | None = None,
+    new_log_std: float | None = None,
+    verify: bool = True,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> TransferReport:
+    """Grow `target` in place so that it computes what `source` computes, or refuse and change nothing.
+
+    Args:
+        source: The trained module.
+        target: The bigger module; one on the meta device is materialised on the source's device.
+        strategy: A registered name or a `Strategy`.
+        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
+            `example_input_array` when None.
+        forward: A callable `(module, *inputs)` to trace and compare instead of the modules' own forward.
+        rename: Target prefix -> source prefix, for tensors whose names differ.
+        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
+        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
+        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
+        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
+            report then has the measured change of the outputs.
+        new_action_prob: The total probability that new discrete actions begin with, in (0, 1), in the mean over the
+            example inputs; the report has the KL divergence. The output that grows must be logits.
+        new_log_std: What new entries of a Gaussian policy's log_std begin with; forward must return it.
+        verify: Whether to run both modules on the example inputs and compare.
+        tolerance: The largest relative output error of a function-preserving strategy; ten times the model's own
+            rounding floor when None.
+        seed: Seed of random entries.
+
+    Returns:
+        What was done to every tensor, and the measured output error.
+
+    Raises:
+        RefusedGrowth: The function cannot be kept, or a module cannot be traced; every reason is named.
+        UnknownStrategy: No strategy has that name.
+
+    >>> small = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> large = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
+    >>> x = torch.ones(5, 3)
+    >>> report = grow(small, large, example_inputs=(x,))
+    >>> report.function_preserving, torch.allclose(small(x), large(x))
+    (True, True)
+    """
+    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
+    new = NewOutputs(new_action_prob, new_log_std)
+    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
+    if new == NewOutputs() and not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
+        return _write_in_place(request)
+    done = _build(request, verify, tolerance)
+    target.load_state_dict(done.state_dict, assign=_is_meta(target))
+    set_attributes(target, done.plan.attributes)
+    return done.report
+
+
+def _write_in_place(request: _Request) -> TransferReport:
+    """Grow without a check and without a second copy: once the plan stands only our own code runs, so none can fail."""
+    plan = request.plan()
+    refuse(plan)
+    state = dict(request.target.state_dict())
+    write_state(plan, request.source.state_dict(), state, state, request.seed)
+    set_attributes(request.target, plan.attributes)
+    return _report(plan, state, request.seed, None, None)
+
+
+def paired_inputs(plan: GrowthPlan, source_inputs: Any, target_inputs: Any) -> tuple[Any, Any]:
+    """The arguments that make both modules of a plan comparable: the source's, and the target's."""
+    return shared_inputs(target_inputs, source_inputs, plan.input_positions, plan.source_positions), target_inputs
+
+
+def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
+    return dict((_materialised(target, seed) if _is_meta(target) else target).state_dict())
+
+
+def _is_meta(module: nn.Module) -> bool:
+    return any(item.is_meta for item in module.state_dict().values() if isinstance(item, Tensor))
+
+
+def _materialised(target: nn.Module, seed: int) -> nn.Module:
+    real = copy.deepcopy(target).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in real.named_modules():
+            own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+            if own and reset is None:
+                raise RefusedGrowth(
+                    f"module '{name}' ({type(part).__name__}) is on the meta device and has no reset_parameters to "
+                    "initialise its new entries; build the target on a real device."
+                )
+            if reset is not None:
+                reset()
+    return real
+
+
+def _measure(
+    request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], tolerance: float | None
+) -> tuple[float, float]:
+    """The output error and the limit for it."""
+    with changed_attributes(request.target, plan.attributes):
+        copies = stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None})
+        compared = [_compare(request, plan, grown, stand_in, tolerance) for stand_in in ({}, *copies)]
+    return worst([pair for run in compared for pair in run])
+
+
+def _compare(
+    request: _Request,
+    plan: GrowthPlan,
+    grown: dict[str, Tensor],
+    stand_in: Mapping[str, str],
+    tolerance: float | None,
+) -> list[tuple[float, float]]:
+    """The error and the limit of every output, when copies run in place of what they copy, in both modules."""
+    source, target, forward = request.source, request.target, request.forward
+    source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
+    old_names = {
+        str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
+        for original, copy in stand_in.items()
+    }
+    old = substitute(source.state_dict(keep_vars=True), old_names) if stand_in else None  # tied names: one tensor
+    new = substitute(grown, stand_in)
+    expected = outputs(source, source_inputs, forward, old)
+    got = outputs(_on_real_device(target, new), target_inputs, forward, new)
+    state = {name.replace("_orig_mod.", ""): item for name, item in new.items()}
+    became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
+    return compare(expected, got, Moved(source, source_inputs, forward, old, became), tolerance)
+
+
+def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:
+    if not any(item.is_meta for item in named_tensors(target).values()):
+        return target
+    real = copy.deepcopy(target).to_empty(device=next(iter(grown.values())).device)
+    real.load_state_dict(grown)
+    return real
+
+
+def _promises(plan: GrowthPlan) -> bool:
+    return plan.strategy.function_preserving and not plan.lost
+
+
+def _report(
+    plan: GrowthPlan,
+    grown: dict[str, Tensor],
+    seed: int,
+    error: float | None,
+    limit: float | None,
+    notes: Sequence[str] = (),
+) -> TransferReport:
+    state = {name.replace("_orig_mod.", ""): item for name, item in grown.items()}
+    dead, twins = count_dead_and_twins(plan, state)
+    return TransferReport(
+        tensors=tuple(report_tensor(item, state[name]) for name, item in plan.tensors.items()),
+        strategy=plan.strategy.name,
+        seed=seed,
+        max_output_error=error,
+        tolerance=limit,
+        function_preserving=_promises(plan) if error is None else error <= (limit or 0.0),
+        dead_units=dead,
+        twin_units=twins,
+        refused=list(plan.lost),
+        attributes=dict(plan.attributes),
+        notes=(*plan.notes, *notes),
+    )

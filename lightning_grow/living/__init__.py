@@ -1,0 +1,1 @@
+"""A module changed while it trains."""

@@ -1,0 +1,97 @@
+"""What to run two modules on, whose inputs may differ in size, in order, or in how they are passed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.trace.tracer import Forward, call_arguments, trace
+
+
+def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: Forward | None) -> tuple[Any, Any]:
+    """Find the arguments for each module, both in one form.
+
+    Args:
+        source: Gets what the target gets if it takes that; else its own `example_input_array`, with as many samples.
+        target: Gets what is given; its own `example_input_array` when None.
+        given: A tuple of positional arguments, or a dict of keyword arguments.
+        forward: A callable `(module, *inputs)` instead of the modules' own forward.
+
+    Returns:
+        The source's arguments and the target's.
+
+    Raises:
+        RefusedGrowth: There are none.
+    """
+    own_source, own_target = (getattr(item, "example_input_array", None) for item in (source, target))
+    if given is None and own_target is None:
+        raise RefusedGrowth(
+            f"no example inputs: expected example_inputs= (the arguments of {type(target).__name__}.forward, a tuple, "
+            "or a dict of keyword arguments), or a module with an example_input_array."
+        )
+    theirs = _in_order(own_target if given is None else given, target, forward)
+    if own_source is None:
+        return theirs, theirs
+    own = _in_form(own_source, theirs, source, forward)
+    if given is not None and (_samples(own) == _samples(theirs) or _takes(source, theirs, forward)):
+        return theirs, theirs
+    as_many = _as_many(own, theirs)
+    return (as_many if as_many is own or _takes(source, as_many, forward) else own), theirs
+
+
+def _in_order(inputs: Any, module: nn.Module, forward: Forward | None) -> Any:
+    """Keyword arguments in the order of forward's parameters, so that both modules' are compared one by one."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    names = _parameters(module, forward)
+    return {name: inputs[name] for name in [*(name for name in names if name in inputs), *inputs]}
+
+
+def _in_form(inputs: Any, like: Any, module: nn.Module, forward: Forward | None) -> Any:
+    """Positional arguments as keyword arguments, or the other way round, as `like` has them."""
+    args, kwargs = call_arguments(inputs)
+    if isinstance(like, Mapping):
+        named = kwargs or dict(zip(_parameters(module, forward), args, strict=False))
+        return _in_order(named, module, forward)
+    return args or tuple(_in_order(kwargs, module, forward).values())
+
+
+def _parameters(module: nn.Module, forward: Forward | None) -> list[str]:
+    names = list(inspect.signature(module.forward if forward is None else forward).parameters)
+    return names if forward is None else names[1:]
+
+
+def _samples(inputs: Any) -> list[torch.Size]:
+    """The shape of one sample of every input."""
+    return [leaf.shape[1:] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def _takes(module: nn.Module, inputs: Any, forward: Forward | None) -> bool:
+    try:
+        trace(module, inputs, forward)
+    except RefusedGrowth:
+        return False
+    return True
+
+
+def _as_many(own: Any, like: Any) -> Any:
+    """As many samples of every input as `like` has: the first ones, or repeated."""
+    sizes = [
+        next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim() > 1), 0)
+        for inputs in (own, like)
+    ]
+    if sizes[0] == sizes[1] or not all(sizes):
+        return own
+    rows = torch.arange(sizes[1]) % sizes[0]
+
+    def take(leaf: Any) -> Any:
+        is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == sizes[0]
+        return leaf[rows.to(leaf.device)] if is_batch else leaf
+
+    return tree_map(take, own)

@@ -1,0 +1,135 @@
+"""Cells: one symbolic entry per block of units, in place of a tensor.
+
+Along an axis, the source's units of an atom are one block and the new ones another, so a linear layer that widens both
+ways is 2 x 2 cells, whatever its width. Each cell says what its entries are in terms of the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import product
+
+import numpy as np
+
+from lightning_grow.plan.scale import ONE, Scale
+from lightning_grow.trace.axes import Axis, resolve
+from lightning_grow.trace.meanings import Cells
+
+Entry = tuple[str, tuple[int, ...]]  # a parameter's name and the index of one of its cells
+
+
+class Kind(Enum):
+    """What the entries of a cell are."""
+
+    KEPT = "scale x the source's entries"
+    ZERO = "0"
+    MEAN = "scale x the mean of the source's entries along one axis"
+    NEW = "anything"
+    IDENTITY = "1 on the diagonal, 0 elsewhere"
+    LOST = "not known: a refusal was already recorded"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One block of entries.
+
+    Args:
+        kind: What they are.
+        scale: The factor of KEPT and MEAN.
+        sources: Parameter cells that make a NEW cell 0 when all of them are 0; None where none do.
+        mean_sources: Parameter cells that make a NEW cell the mean of the source's entries along the units when all of
+            them are; None where none do.
+        direct: Whether the cell is a parameter's own, only moved.
+        born_zero: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
+        poles: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
+        atom: The axis over which a MEAN is taken.
+        origin: Where a NEW or LOST cell came about, for messages.
+    """
+
+    kind: Kind
+    scale: Scale = ONE
+    sources: frozenset[Entry] | None = None
+    mean_sources: frozenset[Entry] | None = None
+    direct: bool = False
+    born_zero: bool = False
+    poles: frozenset[Entry] = frozenset()
+    atom: Axis | None = None
+    origin: str = ""
+
+
+ZERO = Cell(Kind.ZERO)
+CONSTANT_ZERO = Cell(Kind.ZERO, origin="a constant 0")
+UNSEEN = Cell(Kind.NEW, origin="new units of a state that begins at 0 (an example of two steps shows what they become)")
+LOST = Cell(Kind.LOST)
+
+
+def kept(scale: Scale = ONE) -> Cell:
+    """A cell of the source's entries."""
+    return Cell(Kind.KEPT, scale)
+
+
+def with_scale(cell: Cell, scale: Scale) -> Cell:
+    """The same cell with another factor."""
+    return replace(cell, scale=scale, direct=False)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A block of positions along one axis: the atoms it runs through, each with "kept", "new" or "copied" units."""
+
+    coordinates: tuple[tuple[Axis, str], ...]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the source has no such positions."""
+        return any(part == "new" for _, part in self.coordinates)
+
+    def new_atoms(self) -> list[Axis]:
+        """The atoms whose new units these are."""
+        return [atom for atom, part in self.coordinates if part == "new"]
+
+    def copied_atoms(self) -> list[Axis]:
+        """The atoms whose units are copies of source units."""
+        return [atom for atom, part in self.coordinates if part == "copied"]
+
+
+class Layout:
+    """The slots of every axis, given how many units of an atom are the source's and which atoms are copied."""
+
+    def __init__(self, old_size: Callable[[Axis], int], copied: frozenset[Axis]) -> None:
+        self.old_size, self.copied = old_size, copied
+
+    def of_atom(self, atom: Axis) -> list[Slot]:
+        """One slot where nothing grows, two (the source's units, the new ones) where it does."""
+        old = self.old_size(atom)
+        if atom in self.copied and 0 < old < atom.size:
+            return [Slot(((atom, "copied"),))]
+        return [Slot(((atom, part),)) for part, count in (("kept", old), ("new", atom.size - old)) if count > 0]
+
+    def slots(self, axis: Axis) -> list[Slot]:
+        """The blocks along an axis, in the order of the tree."""
+        axis = resolve(axis)
+        if axis.kind is None:
+            return self.of_atom(axis)
+        parts = [self.slots(part) for part in axis.parts]
+        if axis.kind == "sum":
+            return [slot for part in parts for slot in part]
+        return [Slot(tuple(c for slot in combination for c in slot.coordinates)) for combination in product(*parts)]
+
+    def count(self, axis: Axis) -> int:
+        """The number of slots."""
+        return len(self.slots(axis))
+
+    def grid(self, axes: Iterable[Axis]) -> list[list[Slot]]:
+        """The slots of every dimension."""
+        return [self.slots(axis) for axis in axes]
+
+
+def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Cell]) -> Cells:
+    """An array of cells."""
+    cells = np.empty(tuple(shape), dtype=object)
+    for index in np.ndindex(cells.shape):
+        cells[index] = make(index)
+    return cells

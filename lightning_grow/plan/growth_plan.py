@@ -1,0 +1,118 @@
+"""The plan: every decision of a growth, made before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rich.table import Table
+from torch import Tensor
+
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.plan.tensor_plan import TensorPlan
+from lightning_grow.report import as_text
+from lightning_grow.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """The (parameter, axis) pairs that widen together.
+
+    Args:
+        name: Where the group was first met.
+        old: Units of the source.
+        new: Units of the target.
+        mode: "fresh" or "copied".
+        members: (parameter, dimension) pairs.
+        output: Which of the target's outputs they are the last axis of; -1 for inner units.
+        units: For every member, the unit that each position belongs to (-1: none), int64 (size of the dimension,).
+    """
+
+    name: str
+    old: int
+    new: int
+    mode: str
+    members: tuple[tuple[str, int], ...]
+    output: int = -1
+    units: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class GrowthPlan:
+    """What a growth will do: data only; printing it shows the table.
+
+    Args:
+        strategy: The strategy.
+        groups: The unit groups that grow.
+        tensors: Target name -> plan, in the target's order.
+        refused: Why the growth cannot keep the function (or has no meaning); empty where it can.
+        impossible: Those of the refusals that no strategy can mend.
+        lost: Why the function is not kept, where the strategy does not promise it.
+        notes: What else a user should know.
+        attributes: Module attributes that have to change too, by dotted name (a norm's eps).
+        input_positions: For every dimension of every input tensor, the positions that the source has too.
+        source_positions: Their positions in the source: all of it, but for dropped inputs.
+    """
+
+    strategy: Strategy
+    groups: tuple[UnitGroup, ...]
+    tensors: Mapping[str, TensorPlan]
+    refused: tuple[str, ...] = ()
+    impossible: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
+    source_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether every tensor is taken as it is."""
+        return not self.refused and all(item.is_plain for item in self.tensors.values())
+
+    @property
+    def moves(self) -> bool:
+        """Whether an entry of a source's tensor stands elsewhere in the target, or nowhere."""
+        pairs = [item for item in self.tensors.values() if item.source_name is not None]
+        return any(not axis.is_identity for item in pairs for axis in item.maps)
+
+    def new_entries(self, name: str) -> Tensor:
+        """Return which entries of a tensor continue no source entry: those without one, and all copies but the first.
+
+        Args:
+            name: The target tensor.
+
+        Returns:
+            A bool mask of the target's shape.
+        """
+        return self.tensors[name].new_entries()
+
+    def __rich__(self) -> Table:
+        """Return the plan as a table: the unit groups, then the refusals."""
+        table = Table(title=f"Growth by {self.strategy.name}", caption=self._caption(), caption_justify="left")
+        for title in ("unit group", "source", "target", "new units", "tensors"):
+            table.add_column(title, overflow="fold")
+        for group in self.groups:
+            members = ", ".join(f"{name}[{dim}]" for name, dim in group.members)
+            table.add_row(group.name, str(group.old), str(group.new), group.mode, members)
+        return table
+
+    def _caption(self) -> str:
+        changed = sum(not item.is_plain for item in self.tensors.values())
+        lines = [f"{changed} of {len(self.tensors)} tensors change."]
+        lines += [f"refused: {reason}" for reason in self.refused]
+        return "\n".join([*lines, *self.notes])
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        return as_text(self.__rich__())
+
+
+def refuse(plan: GrowthPlan) -> None:
+    """Raise what the plan refuses, all of it at once.
+
+    Raises:
+        RefusedGrowth: The plan has refusals.
+    """
+    if plan.refused:
+        raise RefusedGrowth(plan.refused)

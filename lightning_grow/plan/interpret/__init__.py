@@ -1,0 +1,1 @@
+"""One run over the tape on cells, operator by operator."""

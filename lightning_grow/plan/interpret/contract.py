@@ -1,0 +1,234 @@
+"""Sums of products on cells: matrix products, convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lightning_grow.pair.roles import Dimension, split_labels
+from lightning_grow.plan.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
+from lightning_grow.plan.interpret.decisions import Commit
+from lightning_grow.plan.interpret.pointwise import changed_number, combine, constant_cell
+from lightning_grow.plan.interpret.probed import ADD
+from lightning_grow.plan.interpret.state import State, union
+from lightning_grow.plan.scale import ONE, Scale, shifted
+from lightning_grow.trace.axes import Axis, atoms
+from lightning_grow.trace.meanings import Cells, Contract
+from lightning_grow.trace.tape import Node, Value
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """The cells of one factor, one dimension per label."""
+
+    cells: Cells
+    slots: dict[str, list[Slot]]
+
+    def at(self, place: dict[str, int]) -> Cell:
+        cell: Cell = self.cells[tuple(place[label] for label in self.slots)]
+        return cell
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One product, over one choice of slots of the summed axes; `weights` are its cells that parameters alone make."""
+
+    left: Cell
+    right: Cell
+    slots: list[Slot]
+    weights: tuple[Cell, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is the source's own product."""
+        known = (Kind.KEPT, Kind.MEAN, Kind.IDENTITY)
+        return self.left.kind in known and self.right.kind in known and not any(slot.is_new for slot in self.slots)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether one side is an identity layer."""
+        return Kind.IDENTITY in (self.left.kind, self.right.kind)
+
+    @property
+    def activation(self) -> Cell:
+        """What an identity layer passes on."""
+        return self.left if self.right.kind is Kind.IDENTITY else self.right
+
+    def silencer(self) -> frozenset[Entry] | None:
+        """The parameter cells whose zero makes this product 0: a bias that alone keeps it up, a reader, a writer."""
+        for cell, other in ((self.left, self.right), (self.right, self.left)):
+            if cell.born_zero and cell.sources and other.direct:
+                return cell.sources
+        for cell in self.weights:
+            if cell.kind is Kind.NEW and cell.sources:
+                return cell.sources
+        return self.left.sources if self.left.sources is not None else self.right.sources
+
+    def averager(self) -> frozenset[Entry] | None:
+        """The parameter cells whose mean over units makes this product one."""
+        for cell in self.weights:
+            if cell.kind is Kind.NEW and cell.mean_sources:
+                return cell.mean_sources
+        return next((cell.mean_sources for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
+
+
+def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cells:
+    """Sum over the labels that the output does not have, cell by cell."""
+    left, right = _factor(state, meaning, meaning.left, 0), _factor(state, meaning, meaning.right, 1)
+    slots = {**left.slots, **right.slots}
+    out = [label for label in meaning.labels[2] if label not in "()."]
+    summed = {label: len(along) for label, along in slots.items() if label not in out}
+    result = filled([len(slots[label]) for label in out], lambda _: LOST)
+    made = [factor for factor, value in ((right, meaning.right), (left, meaning.left)) if value in state.weights]
+    for index in np.ndindex(result.shape):
+        place = dict(zip(out, index, strict=True))
+        terms = [
+            _Term(
+                left.at(place | inner),
+                right.at(place | inner),
+                [slots[label][n] for label, n in inner.items()],
+                tuple(factor.at(place | inner) for factor in made),
+            )
+            for inner in _places(summed)
+        ]
+        result[index] = _sum(state, node, meaning, terms, [slots[label][n] for label, n in place.items()])
+    cells = _spread(state, output, meaning, result)
+    return cells if meaning.bias is None else _add_bias(state, node, output, meaning.bias, cells)
+
+
+def _places(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
+    for index in np.ndindex(*sizes.values()):
+        yield dict(zip(sizes, index, strict=True))
+
+
+def _factor(state: State, meaning: Contract, value: Value, side: int) -> _Factor:
+    """Fold products of axes into a dimension per label; a window's axes do not grow, so one cell stands for each."""
+    factors, cells = dict(meaning.factors), state.of(value)
+    labels = split_labels(meaning.labels[side])
+    for dim in reversed([dim for dim, label in enumerate(labels) if label == "."]):
+        cells = cells.take(0, axis=dim)
+    slots: dict[str, list[Slot]] = {}
+    for dim, label in enumerate(labels):
+        if label != ".":
+            for letter in label:
+                slots[letter] = state.layout.slots(value.axes[dim] if len(label) == 1 else factors[letter])
+    return _Factor(cells.reshape([len(along) for along in slots.values()]), slots)
+
+
+def _spread(state: State, output: Value, meaning: Contract, result: Cells) -> Cells:
+    """Unfold products of axes, and put the window's axes back."""
+    shape = state.shape(output)
+    labels = split_labels(meaning.labels[2])
+    narrow = [1 if label == "." else size for label, size in zip(labels, shape, strict=True)]
+    return np.broadcast_to(result.reshape(narrow), shape)
+
+
+def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots: list[Slot]) -> Cell:
+    """One cell of the output."""
+    live = [term for term in terms if Kind.ZERO not in (term.left.kind, term.right.kind)]
+    if any(Kind.LOST in (term.left.kind, term.right.kind) for term in live):
+        return LOST
+    if not live:
+        return ZERO
+    identity = [term for term in live if term.is_identity]
+    bad = [term for term in live if not term.is_kept]
+    if state.found is None and not identity:
+        return _new_sum(state, node, live)
+    if bad and not any(slot.is_new for slot in slots):
+        raise _silence(state, node, bad)
+    if bad:
+        return _new_sum(state, node, live)
+    if identity:
+        return replace(identity[0].activation, direct=False)
+    alpha = changed_number(state, node, "alpha")
+    scales = [term.left.scale + term.right.scale + _shares(state, node, meaning, term) + alpha for term in live]
+    for scale in scales[1:]:
+        state.equal(scale, scales[0], node)
+    mean = next((cell.atom for term in live for cell in (term.left, term.right) if cell.kind is Kind.MEAN), None)
+    return kept(scales[0]) if mean is None else Cell(Kind.MEAN, scales[0], atom=mean)
+
+
+def _silence(state: State, node: Node, bad: list[_Term]) -> Exception:
+    """Make every term over new units 0: by its reader where it is a parameter, else by what writes it."""
+    entries = union(term.silencer() for term in bad)
+    if entries is not None:
+        return Commit(zeros=entries)
+    growing = [atom for term in bad for slot in term.slots for atom in slot.new_atoms()]
+    origin = next((cell.origin for term in bad for cell in (term.left, term.right) if cell.origin), "new units")
+    if not growing:
+        return state.part(origin)
+    return state.fail(
+        f"{node.op} in {node.where} mixes {origin} into what the source computes over {state.describe(growing)}; no "
+        f"parameter can be set to 0 to prevent it. Keep this size, or use a multiple of it.",
+        growing,
+    )
+
+
+def _new_sum(state: State, node: Node, live: list[_Term]) -> Cell:
+    """A cell with new units, or of an operator that the source does not have."""
+    origin = next((cell.origin for term in live for cell in (term.right, term.left) if cell.origin), "")
+    unknown = [term for term in live if Kind.MEAN not in (term.left.kind, term.right.kind)]
+    return Cell(
+        Kind.NEW,
+        sources=union(term.silencer() for term in live),
+        mean_sources=union(term.averager() for term in unknown),
+        origin=origin or state.why_unmatched(node),
+    )
+
+
+def _shares(state: State, node: Node, meaning: Contract, term: _Term) -> Scale:
+    """Copied units are read in shares; where no single reader can be divided, the sum is larger by their number."""
+    total = ONE
+    for atom in [atom for slot in term.slots for atom in slot.copied_atoms()]:
+        reader = _reader(state, meaning, atom)
+        if reader is None:
+            total = total + shifted(multiplicity(state, node, atom))
+        else:
+            state.decisions.shares.add((reader, atom))
+    return total
+
+
+def multiplicity(state: State, node: Node, atom: Axis) -> float:
+    """How many copies each unit has, where all must have as many."""
+    old = state.pairing.old_size(atom)
+    if atom.size % old:
+        raise state.fail(
+            f"{node.op} in {node.where} sums over {state.describe([atom])}, whose copies cannot be read in shares; use "
+            f"a multiple of {old}.",
+            [atom],
+        )
+    return atom.size / old
+
+
+def _reader(state: State, meaning: Contract, atom: Axis) -> Dimension | None:
+    """The parameter's dimension that reads `atom`, if it is nowhere written."""
+    for value, letters in ((meaning.right, meaning.labels[1]), (meaning.left, meaning.labels[0])):
+        for dim, label in enumerate(split_labels(letters)):
+            if set(label) & set(meaning.labels[2]) or atom not in atoms(value.axes[dim]):
+                continue
+            for name, its_dim in state.roles.of(value)[dim]:
+                reads_it = atom in atoms(state.target.tensors[name].axes[its_dim])
+                if reads_it and (name, its_dim) not in state.roles.written:
+                    return name, its_dim
+    return None
+
+
+def _add_bias(state: State, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
+    """A bias runs along the last axis of a product, along the channels of a convolution."""
+    grid, own = state.layout.grid(output.axes), state.of(bias)
+    if node.name == "convolution":
+        own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
+    constant = constant_cell(state, node, bias)
+    if constant is not None:
+        own = filled(own.shape, lambda _: constant)
+    spread: Cells = np.broadcast_to(own, cells.shape)
+    result, passed = filled(cells.shape, lambda _: LOST), set[int]()
+    for index in np.ndindex(result.shape):
+        slots = [along[number] for along, number in zip(grid, index, strict=True)]
+        result[index] = combine(state, node, ADD, [cells[index], spread[index]], slots, passed)
+    if passed == {0} and state.found is None:  # an identity layer's output is its input
+        known = [state.twins.twin.get(value) for value in node.tensors() if value.name is None]
+        state.twins.twin[output] = next((twin for twin in known if twin is not None), None)
+    return result

@@ -1,0 +1,156 @@
+"""States that begin at 0, where the example shows one step only.
+
+A constant 0 that is multiplied, summed or normalised is the first value of a state. With an example of two steps the
+tape has the same operator again on what became of it, and that decides what its units may be; with one step the 0 says
+nothing about the steps to come, so its new units count as unknown, and what is computed of it as no constant.
+
+A 0 to which one thing is added after the other (the outputs of experts, of sublayers) is taken for the start of a sum.
+A tape cannot tell it from a state, so a note says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_grow.plan.interpret.probed import probed_operator
+from lightning_grow.trace.axes import Axis, atoms
+from lightning_grow.trace.meanings import Along, Pointwise, Rearrange, Scatter
+from lightning_grow.trace.tape import Node, Trace, Value
+
+_DEPTH = 4  # how far back two rounds of a loop are compared
+
+
+@dataclass(frozen=True)
+class InitialStates:
+    """What a tape does with states that begin at 0 and that it does not show again.
+
+    Args:
+        read: Node index -> the tensors among its arguments that are such a state, or made of one.
+        atoms: The atoms of those states.
+        next: What is computed of them in their own shape: any of it may be the state of the next step.
+        sums: The shapes of those that are taken for the start of a sum.
+    """
+
+    read: dict[int, frozenset[Value]]
+    atoms: frozenset[Axis]
+    next: frozenset[Value]
+    sums: frozenset[tuple[int, ...]] = frozenset()
+
+
+def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialStates:
+    """Find the states of which the tape shows one step only.
+
+    Args:
+        trace: The target's tape.
+        grows: Whether an atom has new units; only those of a state need care.
+
+    >>> import torch
+    >>> from lightning_grow.trace.tracer import trace
+    >>> rnn = torch.nn.RNN(3, 4)
+    >>> tapes = [trace(rnn, (torch.ones(steps, 1, 3),)) for steps in (1, 2)]
+    >>> [len(find_initial_states(tape, lambda atom: atom.size == 4).read) for tape in tapes]
+    [1, 0]
+    """
+    makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
+    roots: dict[Value, frozenset[Value]] = {}
+    read: dict[int, frozenset[Value]] = {}
+    computed, sums = set[Value](), set[tuple[int, ...]]()
+    for at, node in enumerate(trace.nodes):
+        roots.update(
+            {value: frozenset([value]) for value in node.tensors() if value not in roots and _is_zero(value, grows)}
+        )
+        states = frozenset(value for value in node.tensors() if value in roots)
+        if not states or (not _moves(node) and (_chooses(node) or _is_shown(node, trace, roots, makers))):
+            continue
+        if _begins_sum(node, trace, states):
+            sums.update(map(_shape, states))
+            continue
+        if not _moves(node) or states & computed:
+            read[at] = states
+            computed.update(node.outputs)
+        if _moves(node) or all(value.constant is not None for value in node.outputs):
+            roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
+    first = {root for states in read.values() for value in states for root in roots[value]}
+    units = frozenset(atom for value in first for axis in value.axes for atom in atoms(axis))
+    return InitialStates(read, units, _next_states(trace, first), frozenset(sums))
+
+
+def _next_states(trace: Trace, first: set[Value]) -> frozenset[Value]:
+    """The values that depend on a state and have its shape, sizes of 1 aside."""
+    shapes, computed = {_shape(value) for value in first}, set(first)
+    for node in trace.nodes:
+        if computed.intersection(node.tensors()):
+            computed.update(node.outputs)
+    return frozenset(value for value in computed - first if _shape(value) in shapes)
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(axis.size for axis in value.axes if axis.size != 1)
+
+
+def _is_zero(value: Value, grows: Callable[[Axis], bool]) -> bool:
+    """Whether a value is a constant 0 with new units."""
+    if value.constant is None or not value.dtype.is_floating_point:
+        return False
+    return any(grows(atom) for axis in value.axes for atom in atoms(axis)) and not value.constant.any()
+
+
+def _moves(node: Node) -> bool:
+    """Whether a state only moves: what holds it is a state too."""
+    return all(
+        isinstance(item, Rearrange) or (isinstance(item, Along) and len(item.inputs) == 1) for item in node.meaning
+    )
+
+
+def _begins_sum(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
+    """Whether something is added to the 0, and something else to the result, at once."""
+    at = [number for number, value in enumerate(node.tensors()) if value in states]
+    if node.name != "add" or len(at) != 1 or len(node.tensors()) != 2:
+        return False
+    return any(
+        (other.op, other.path) == (node.op, node.path)
+        and len(other.tensors()) == 2
+        and other.tensors()[at[0]] is node.outputs[0]
+        for other in trace.nodes
+    )
+
+
+def _chooses(node: Node) -> bool:
+    """Whether the 0 is a value to choose (a masked entry, a base that is written over), and no state."""
+    if isinstance(node.meaning[0], Scatter):
+        return True
+    return isinstance(node.meaning[0], Pointwise) and probed_operator(node, ()).chooses()
+
+
+def _is_shown(node: Node, trace: Trace, roots: dict[Value, Any], makers: dict[Value, tuple[Node, int]]) -> bool:
+    """Whether the tape does the same with what became of the state."""
+    return any(_is_next(node, other, roots, makers) for other in trace.nodes)
+
+
+def _is_next(node: Node, other: Node, roots: dict[Value, Any], makers: dict[Value, tuple[Node, int]]) -> bool:
+    """Whether `other` does with a computed state what `node` does with the initial one."""
+    if other is node or (other.op, other.path) != (node.op, node.path):
+        return False
+    ours, theirs = node.tensors(), other.tensors()
+    if [ours.index(value) for value in ours] != [theirs.index(value) for value in theirs]:
+        return False
+    return all(
+        later not in roots and later.constant is None and _units(first) == _units(later)
+        if first in roots
+        else _history(first, makers, _DEPTH) == _history(later, makers, _DEPTH)
+        for first, later in zip(ours, theirs, strict=True)
+    )
+
+
+def _units(value: Value) -> list[list[Axis]]:
+    return [[atom for atom in atoms(axis) if atom.size != 1] for axis in value.axes]
+
+
+def _history(value: Value, makers: dict[Value, tuple[Node, int]], depth: int) -> Any:
+    """How a value came about: the same in every round of a loop."""
+    if value.name is not None or value not in makers or not depth:
+        return value.name or value.input_index
+    node, number = makers[value]
+    return node.op, node.path, number, *(_history(item, makers, depth - 1) for item in node.tensors())

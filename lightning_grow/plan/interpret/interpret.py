@@ -1,0 +1,152 @@
+"""Run the target's tape on cells: find what must be 0, a mean, or scaled for the outputs to be the source's.
+
+Everything new starts free. Where an operator lets a free cell reach a kept one (a sum over units, a residual
+addition, a norm's statistic), the parameter cells behind it are set to 0, or to the mean that a LayerNorm wants, and
+the tape is run again from the first operator that uses them. What no parameter can mend is recorded as a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lightning_grow.pair.alignment import Alignment
+from lightning_grow.plan.cells import LOST, Cell, Kind
+from lightning_grow.plan.interpret.contract import contract
+from lightning_grow.plan.interpret.decisions import Choice, Commit, Decisions, Failure, Lost
+from lightning_grow.plan.interpret.initial_states import find_initial_states
+from lightning_grow.plan.interpret.move import along, create, lookup, opaque, rearrange, scatter
+from lightning_grow.plan.interpret.pointwise import pointwise
+from lightning_grow.plan.interpret.state import State, is_random, number_variable
+from lightning_grow.plan.interpret.statistics import normalize, reduce, softmax
+from lightning_grow.plan.scale import Equation
+from lightning_grow.trace.axes import Axis, atoms
+from lightning_grow.trace.meanings import (
+    Along,
+    Cells,
+    Contract,
+    Create,
+    Lookup,
+    Normalize,
+    Opaque,
+    Pointwise,
+    Rearrange,
+    Reduce,
+    Scatter,
+    Softmax,
+)
+from lightning_grow.trace.tape import Node, Value
+
+__all__ = ["Choice", "Decisions", "Failure", "State", "find_initial_states", "interpret", "number_variable"]
+
+_HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
+    Along: along,
+    Contract: contract,
+    Create: create,
+    Lookup: lookup,
+    Normalize: normalize,
+    Opaque: opaque,
+    Pointwise: pointwise,
+    Rearrange: rearrange,
+    Reduce: reduce,
+    Scatter: scatter,
+    Softmax: softmax,
+}
+
+
+def interpret(both: Alignment, choice: Choice) -> State:
+    """Interpret the target's tape until no decision is open, then compare the outputs.
+
+    Args:
+        both: Source and target, traced and paired.
+        choice: What is fixed for this run.
+
+    Returns:
+        The decisions, the equations that scales have to meet, and the failures.
+    """
+    state = State(both, choice)
+    while True:
+        try:
+            while state.at < len(state.target.nodes):
+                _step(state, state.target.nodes[state.at])
+                state.at += 1
+            _compare_outputs(state)
+            return state
+        except Commit as commit:
+            state.commit(commit)
+
+
+def _step(state: State, node: Node) -> None:
+    """Find the source's node for this one, pair their axes, and work out the cells of the outputs."""
+    if state.at not in state.initial_states.read and all(value.constant is not None for value in node.outputs):
+        return
+    state.found = state.twins.find(state.at, node, lambda candidate: _fits(state, candidate, node))
+    if state.found is not None:
+        for old, new in zip(state.found.outputs, node.outputs, strict=True):
+            for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True)):
+                state.pairing.pair(one, other, f"the output of {node.op} in {node.where} axis {dim}")
+        _pair_constants(state, node, state.found)
+    for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
+        state.twins.twin[output] = state.found.outputs[number] if state.found else None
+        try:
+            handler = create if is_random(node) and not state.draws_alike else _HANDLERS[type(meaning)]
+            cells = handler(state, node, output, meaning)
+            lost = any(cell.kind is Kind.LOST for cell in cells.flat)
+        except Lost:
+            lost = True
+        state.cells[output] = state.filled(output, lambda _: LOST) if lost else cells
+        for cell in state.cells[output].flat if output in state.initial_states.next else ():
+            state.unscaled(cell, node)
+
+
+def _pair_constants(state: State, node: Node, found: Node) -> None:
+    """The axes of a constant that nothing else has paired, where both models have the same size."""
+    for old, new in zip(found.tensors(), node.tensors(), strict=True):
+        for one, other in zip(old.axes, new.axes, strict=False) if new.constant is not None else ():
+            if one.size == other.size and not any(state.pairing.old_size(atom) for atom in atoms(other)):
+                state.pairing.pair(one, other, f"a constant of {node.op} in {node.where}")
+
+
+def _fits(state: State, candidate: Node, node: Node) -> bool:
+    """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""
+
+    def fit(old: Axis, new: Axis) -> bool:
+        return old.size <= new.size or any(atom in state.pairing.named for atom in atoms(new))
+
+    return all(
+        len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes))
+        for old, new in zip(candidate.outputs, node.outputs, strict=True)
+    )
+
+
+def _compare_outputs(state: State) -> None:
+    old, new = state.source.outputs, state.target.outputs
+    if len(old) != len(new):
+        state.fail(
+            f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the "
+            "same from both.",
+            parted=True,
+        )
+        return
+    for number, (before, after) in enumerate(zip(old, new, strict=True)):
+        _compare_output(state, number, before, after)
+
+
+def _compare_output(state: State, number: int, old: Value, new: Value) -> None:
+    """Every kept cell must be the source's own, unscaled."""
+    if new.constant is not None or any(cell.kind is Kind.LOST for cell in state.of(new).flat):
+        return
+    grid = state.layout.grid(new.axes)
+    for index in np.ndindex(state.of(new).shape):
+        cell: Cell = state.of(new)[index]
+        if any(slots[position].is_new for slots, position in zip(grid, index, strict=True)):
+            continue
+        if cell.kind is Kind.NEW:
+            state.part(cell.origin or "new entries")
+            return
+        if cell.kind is Kind.KEPT:
+            state.equations.append(Equation(cell.scale, f"output {number}", state.at))
+    if state.twins.twin.get(new) is not old and not state.failures:
+        state.part(state.parted[min(state.parted)] if state.parted else f"output {number} differently")

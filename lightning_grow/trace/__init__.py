@@ -1,0 +1,1 @@
+"""A module, run once, becomes a tape: every operator, its tensors, and what their axes stand for."""

@@ -1,0 +1,148 @@
+"""What an operator does with the entries of its inputs: the few kinds that every rule is made of.
+
+A rule (rules.py) gives an operator's output axes and one of these; the plan interprets them on *cells*: an array with
+one entry per block of units, in place of the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.tape import Value
+
+Cells = Any  # a numpy array of Cell, whose elements numpy's own types cannot tell
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """Entries move and are not changed: views, slices, concatenations, repeats.
+
+    Args:
+        inputs: The tensors whose entries move.
+        move: `(count, *cells) -> cells`, where `count(axis)` is the number of cells along an axis.
+        order: The input dimension behind each output dimension, where they are only reordered.
+    """
+
+    inputs: tuple[Value, ...]
+    move: Callable[..., Cells]
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """One entry of each (broadcast) input makes one entry of the output.
+
+    Args:
+        inputs: The tensors.
+        function: What is computed, where it is not the operator itself.
+        views: `(count, cells) -> cells` for each input, where an input is used in part.
+    """
+
+    inputs: tuple[Value, ...]
+    function: Callable[..., Any] | None = None
+    views: tuple[Callable[..., Cells], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A sum of products over shared axes, labelled as in einsum.
+
+    "." labels an axis that is summed or slid over in place (a convolution's window) and may not grow, brackets a
+    product of axes (groups by channels of a group).
+    """
+
+    left: Value
+    right: Value
+    labels: tuple[str, str, str]
+    bias: Value | None = None
+    factors: tuple[tuple[str, Axis], ...] = ()
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table picked by an index of the example (an embedding)."""
+
+    table: Value
+    index: Value
+    dim: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """A statistic over `dims`: "sum", "mean", "var", "std", "norm", "max", "any".
+
+    `number` is what a variance or deviation subtracts from the count, or the p of a norm.
+    """
+
+    input: Value
+    dims: tuple[int, ...]
+    kind: str
+    keepdim: bool
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """A norm over `dims`: "layer" subtracts the mean, "rms" does not; "batch" takes its statistics per unit."""
+
+    input: Value
+    dims: tuple[int, ...]
+    kind: str
+    scale: Value | None
+    shift: Value | None
+    statistics: tuple[Value, ...] = ()
+    group: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A distribution over `dim`."""
+
+    input: Value
+    dim: int
+
+
+@dataclass(frozen=True)
+class Along:
+    """Mixes the positions along `dims` (pooling, sorting, cumulating) and treats all other axes alike."""
+
+    inputs: tuple[Value, ...]
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Positions of `value` along `inner` are written or added to positions of `base` along `dims`.
+
+    Args:
+        base: What is written to.
+        value: What is written.
+        indices: Where.
+        dims: The dimensions of `base` that the index picks positions of.
+        inner: The dimensions of `value` that it spreads.
+        function: What becomes of an entry of each.
+    """
+
+    base: Value
+    value: Value
+    indices: tuple[Value, ...]
+    dims: tuple[int, ...]
+    inner: tuple[int, ...]
+    function: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Create:
+    """A tensor made from nothing: its content is a constant, or random."""
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """No rule: nothing is known of the output."""
+
+    reason: str

@@ -1,0 +1,112 @@
+"""The tape of a forward pass: every operator call, its tensors, and their axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_grow.trace.axes import Axis
+
+VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
+"""Operators that only give the same entries, in the same order, another shape."""
+
+TRANSPARENT = ("clone", "detach", "alias", "lift_fresh", "lift_fresh_copy", "contiguous")
+"""Operators that give the same tensor again."""
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of the tape.
+
+    Args:
+        axes: One axis per dimension.
+        dtype: The tensor's type.
+        name: The parameter's or buffer's name, if it is one.
+        trained: Whether it is a parameter.
+        input_index: Which example input it is, if it is one.
+        constant: The real content, where neither a parameter nor an input has a part in it.
+        learned: Whether a parameter or a saved buffer has a part in it.
+    """
+
+    axes: list[Axis]
+    dtype: torch.dtype
+    name: str | None = None
+    trained: bool = False
+    input_index: int | None = None
+    constant: Tensor | None = None
+    learned: bool = False
+
+
+@dataclass(eq=False)
+class Node:
+    """One operator call: arguments by their schema names, with a `Value` in the place of each tensor."""
+
+    op: torch._ops.OpOverload
+    arguments: dict[str, Any]
+    path: str
+    outputs: list[Value] = field(default_factory=list)
+    meaning: list[Any] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The operator's name without overload and without the underscore of an in-place form."""
+        return operator_name(self.op)
+
+    @property
+    def where(self) -> str:
+        """The module that called it, for messages."""
+        return f"'{self.path}'" if self.path else "the model's forward"
+
+    def tensors(self) -> list[Value]:
+        """The tensor arguments in schema order, lists flattened."""
+        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
+
+
+@dataclass
+class Trace:
+    """The tape of one forward pass.
+
+    Args:
+        nodes: The operator calls in order.
+        tensors: Parameters and buffers by name.
+        inputs: The example's tensors.
+        outputs: The tensors that are returned.
+        choices: The modules whose forward reads the content of an input, and may go by it.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    tensors: dict[str, Value] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+
+    def used(self) -> set[Value]:
+        """The values that some operator takes, or that are returned."""
+        return {value for node in self.nodes for value in node.tensors()} | set(self.outputs)
+
+
+def operator_name(op: torch._ops.OpOverload) -> str:
+    """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.
+
+    >>> operator_name(torch.ops.aten.add_.Tensor)
+    'add'
+    """
+    namespace, name = op._schema.name.split("::")
+    name = name.rstrip("_") if op._schema.is_mutable and name != "_" else name
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def bind_arguments(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every argument by the operator's schema, defaults included."""
+    bound: dict[str, Any] = {}
+    for index, argument in enumerate(op._schema.arguments):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        else:
+            bound[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return bound

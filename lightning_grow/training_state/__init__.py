@@ -1,0 +1,1 @@
+"""Optimizers, moments, schedules and the warm-up, grown with the weights."""

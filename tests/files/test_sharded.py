@@ -1,0 +1,67 @@
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+SHARDED = """
+    import subprocess, sys
+    import lightning as L
+    import torch
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from lightning_grow.callbacks import ArchTransfer
+    from lightning_grow.convert import convert_checkpoint
+    from lightning_grow.errors import RefusedGrowth
+    from stacks import Stack, batches
+
+    torch.set_num_threads(1)
+    folder = sys.argv[1]
+
+    class Sharded(Stack):
+        def configure_model(self):
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.net:
+                if isinstance(layer, nn.Linear):
+                    fully_shard(layer, mesh=mesh)
+            fully_shard(self, mesh=mesh)
+
+    def fit(hidden_dims, max_epochs, ckpt_path=None):
+        strategy = ModelParallelStrategy(1, 1, process_group_backend="gloo")
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, strategy=strategy, max_epochs=max_epochs, default_root_dir=folder,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[ArchTransfer()],
+        )
+        trainer.fit(Sharded(hidden_dims), batches(), ckpt_path=ckpt_path)
+        return trainer
+
+    fit([8], 1).save_checkpoint(f"{folder}/small.ckpt")
+    print("same size:", fit([8], 2, f"{folder}/small.ckpt").global_step)
+    try:
+        fit([16], 2, f"{folder}/small.ckpt")
+    except RefusedGrowth as error:
+        print(error)
+    tool = "lightning.fabric.utilities.consolidate_checkpoint"
+    subprocess.run([sys.executable, "-m", tool, f"{folder}/small.ckpt"], check=True)
+    convert_checkpoint(f"{folder}/small.ckpt.consolidated", Stack([16]), f"{folder}/large.ckpt", optimizer="transfer")
+    print("converted:", fit([16], 2, f"{folder}/large.ckpt").global_step)
+"""
+
+
+def test_a_sharded_run_is_told_how_to_grow_and_that_way_works(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SHARDED))
+    import_path = ":".join(filter(None, [str(Path(__file__).parents[1]), *sys.path]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
+        env={"PYTHONPATH": import_path, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert "same size: 16" in done.stdout, done.stderr[-2000:]
+    assert "'net.0.bias' is (8,) in the checkpoint and (16,) in the module" in done.stdout
+    assert "convert_checkpoint" in done.stdout
+    assert "converted: 16" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,248 @@
+"""Units are paired by the trees of their axes, by known partners, and by name."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import PAIRS, features
+from torch import nn
+
+from lightning_grow import RefusedGrowth, grow
+from lightning_grow.pair.names import match_names
+from lightning_grow.pair.pairing import Pairing, pair_traces
+from lightning_grow.trace.axes import Axis, atoms, product_of, sum_of
+from lightning_grow.trace.tracer import named_tensors, trace
+
+
+def old_positions(source, target):
+    pairing = Pairing()
+    pairing.pair(source, target, "here")
+    assert pairing.refusals() == []
+    return pairing.old_positions(target).tolist()
+
+
+def units(*sizes):
+    return [Axis(size) for size in sizes]
+
+
+# (source axis, target axis, where the source's positions stand in the target)
+PLACES = {
+    "units": (lambda: Axis(2), lambda: Axis(4), [0, 1]),
+    "streams": (lambda: sum_of(units(2, 3)), lambda: sum_of(units(3, 4)), [0, 1, 3, 4, 5]),
+    "heads by size": (lambda: product_of(units(2, 2)), lambda: product_of(units(3, 3)), [0, 1, 3, 4]),
+    "more heads": (lambda: product_of(units(2, 2)), lambda: product_of(units(3, 2)), [0, 1, 2, 3]),
+    "larger heads": (lambda: product_of(units(2, 2)), lambda: product_of(units(2, 3)), [0, 1, 3, 4]),
+    "one head becomes two": (lambda: Axis(3), lambda: product_of(units(2, 3)), [0, 1, 2]),
+    "a stream more": (lambda: sum_of(units(2, 3)), lambda: sum_of(units(2, 3, 2)), [0, 1, 2, 3, 4]),
+    "a stream of one unit more": (lambda: sum_of(units(2, 3)), lambda: sum_of(units(2, 3, 1)), [0, 1, 2, 3, 4]),
+    "one head becomes two kinds": (lambda: Axis(3), lambda: product_of([sum_of(units(1, 1)), Axis(3)]), [0, 1, 2]),
+    "the first of equal streams": (lambda: sum_of(units(2, 2)), lambda: sum_of(units(2, 2, 2)), [0, 1, 2, 3]),
+    "the stream of that size": (lambda: sum_of(units(5, 2)), lambda: sum_of(units(3, 5, 2)), [3, 4, 5, 6, 7, 8, 9]),
+    "a layout that only the target saw": (lambda: Axis(6), lambda: product_of(units(2, 3)), [0, 1, 2, 3, 4, 5]),
+    "a layout that only the source saw": (lambda: sum_of(units(2, 4)), lambda: Axis(6), [0, 1, 2, 3, 4, 5]),
+    "cuts in other places": (lambda: sum_of(units(2, 4)), lambda: sum_of(units(3, 3)), [0, 1, 2, 3, 4, 5]),
+}
+
+
+@pytest.mark.parametrize(("source", "target", "places"), PLACES.values(), ids=PLACES)
+def test_the_sources_positions_are_found(source, target, places):
+    assert old_positions(source(), target()) == places
+
+
+def test_gates_share_their_units():
+    old, new = Axis(2), Axis(3)
+    assert old_positions(sum_of([old] * 4), sum_of([new] * 4)) == [0, 1, 3, 4, 6, 7, 9, 10]
+
+
+def test_a_known_partner_wins_over_an_equal_size():
+    pairing = Pairing()
+    trunk, skip = units(4, 4)
+    new_trunk, new_skip, extra = units(6, 4, 4)
+    pairing.pair(trunk, new_trunk, "the trunk")
+    pairing.pair(skip, new_skip, "the skip")
+    pairing.pair(sum_of([trunk, skip]), sum_of([extra, new_trunk, new_skip]), "their concatenation")
+    assert pairing.refusals() == []
+    assert pairing.old_size(extra) == 0
+    assert pairing.old_positions(sum_of([extra, new_trunk, new_skip])).tolist() == [4, 5, 6, 7, 10, 11, 12, 13]
+
+
+REFUSED = {
+    "smaller": (lambda: Axis(4), lambda: Axis(3), "source has 4 units, target has 3. .* at least 4"),
+    "a smaller factor": (lambda: product_of(units(4, 16)), lambda: product_of(units(8, 8)), "source has 16 units"),
+    "fewer parts": (
+        lambda: sum_of(units(2, 2, 2)),
+        lambda: sum_of(units(4, 3)),
+        r"as \(2\+2\+2\), the target .*\(4\+3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "target", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_counterpart_is_refused_with_its_place(source, target, message):
+    pairing = Pairing()
+    pairing.pair(source(), target(), "'layer.weight' axis 0")
+    (reason,) = pairing.refusals()
+    assert reason.startswith("cannot grow 'layer.weight' axis 0")
+    assert re.search(message, reason)
+
+
+def test_sizes_that_only_the_target_joins_are_refused():
+    pairing = Pairing()
+    joined = Axis(6)
+    pairing.pair(Axis(3), joined, "'a' axis 0")
+    pairing.pair(Axis(4), joined, "'b' axis 0")
+    (reason,) = pairing.refusals()
+    assert "have 4 source units here, but 3 at 'a' axis 0" in reason
+
+
+def test_units_are_found_by_name():
+    pairing, axis = Pairing(), Axis(5)
+    pairing.pair(Axis(3), axis, "the input")
+    pairing.name_inputs(axis, ["a", "b", "c"], ["new", "c", "a", "other", "b"])
+    assert pairing.old_positions(axis).tolist() == [2, 4, 1]  # in the source's order
+    assert pairing.units(axis).source.tolist() == [-1, 2, 0, -1, 1]
+
+
+def test_a_name_that_is_gone_is_refused():
+    pairing, axis = Pairing(), Axis(3)
+    pairing.pair(Axis(3), axis, "the input")
+    pairing.name_inputs(axis, ["a", "b", "c"], ["a", "x", "c"])
+    assert pairing.refusals() == [
+        "inputs are gone: 1 of the source's 3 input names are not in the target (b). Growth only adds inputs: keep "
+        "these, or name them in drop_inputs (patterns like b* will do), which changes the outputs."
+    ]
+
+
+def test_named_inputs_may_be_dropped():
+    pairing, axis = Pairing(), Axis(3)
+    pairing.pair(Axis(4), axis, "the input")
+    assert pairing.refusals()
+    assert pairing.name_inputs(axis, ["a", "b1", "c[1]", "b2"], ["c[1]", "new", "a"], ["b*"]) == ["b1", "b2"]
+    assert pairing.refusals() == []
+    assert (pairing.old_positions(axis).tolist(), pairing.source_positions(axis).tolist()) == ([2, 0], [0, 2])
+    assert (pairing.old_size(axis), pairing.grows(axis)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("*[-20]", ["rsi@1h[-20]", "rsi@4h[-20]"]),
+        ("*@1h[-2?]", ["rsi@1h[-20]"]),
+        ("*@4h[-2*]", ["rsi@4h[-20]", "rsi@4h[-2]"]),
+        ("rsi@1h[-20]", ["rsi@1h[-20]"]),
+    ],
+)
+def test_brackets_are_a_part_of_names(pattern, gone):
+    names = ["rsi@1h[-20]", "rsi@4h[-20]", "rsi@4h[-2]", "rsi@4h[-1]", "x-"]
+    kept = [name for name in names if name not in gone]
+    pairing, axis = Pairing(), Axis(len(kept))
+    pairing.pair(Axis(len(names)), axis, "the input")
+    assert pairing.name_inputs(axis, names, kept, [pattern]) == gone
+    assert pairing.refusals() == []
+
+
+@pytest.mark.parametrize(("dropped", "words"), [(["x"], "drop_inputs names x,"), (["b", "a"], "drop_inputs names a,")])
+def test_a_dropped_input_must_be_one_that_is_gone(dropped, words):
+    pairing, axis = Pairing(), Axis(2)
+    pairing.pair(Axis(3), axis, "the input")
+    pairing.name_inputs(axis, ["a", "b", "c"], ["a", "c"], dropped)
+    assert any(words in reason for reason in pairing.refusals())
+
+
+def test_named_inputs_of_a_split_axis_are_refused():
+    pairing, axis = Pairing(), sum_of(units(2, 3))
+    pairing.name_inputs(axis, ["a", "b"], ["a", "b", "c", "d", "e"])
+    assert "the model splits its input axis as (2+3)" in pairing.refusals()[0]
+
+
+def paired(pair):
+    source, target, inputs = pair.make()
+    old, new = trace(source, inputs), trace(target, inputs)
+    shapes = [{name: tuple(item.shape) for name, item in named_tensors(module).items()} for module in (source, target)]
+    return new, pair_traces(old, new, match_names(*shapes))
+
+
+@pytest.mark.parametrize(
+    ("pair", "groups"),
+    [
+        ("relu", [(8, 12), (8, 10)]),
+        ("streams", [(4, 6), (6, 9)]),
+        ("LSTM", [(5, 8)]),  # one initial state holds the units of both layers
+        ("more groups of heads", [(2, 3)]),
+        ("larger heads", [(8, 11), (4, 6)]),
+        ("convolution", [(4, 6), (8, 12)]),
+    ],
+)
+def test_every_growing_size_is_one_group(pair, groups):
+    tape, pairing = paired(PAIRS[pair])
+    assert pairing.refusals() == []
+    growing = {atom: None for value in tape.tensors.values() for axis in value.axes for atom in atoms(axis)}
+    found = [(pairing.old_size(atom), atom.size) for atom in growing if pairing.grows(atom) and pairing.old_size(atom)]
+    assert sorted(found) == sorted(groups)
+
+
+def test_a_new_layers_units_have_no_source():
+    tape, pairing = paired(PAIRS["residual depth"])
+    (inner,) = atoms(tape.tensors["blocks.3.1.weight"].axes[0])
+    (stream,) = atoms(tape.tensors["blocks.3.1.weight"].axes[1])
+    assert (pairing.old_size(inner), inner.size) == (0, 14)
+    assert (pairing.old_size(stream), stream.size) == (8, 8)
+
+
+def test_a_prefix_is_what_stands_without_names():
+    pairing, axis = Pairing(), Axis(4)
+    pairing.pair(Axis(2), axis, "units")
+    torch.testing.assert_close(pairing.units(axis).source, torch.tensor([0, 1, -1, -1], dtype=torch.float64))
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet: half of the channels take a grouped convolution, then the halves are interleaved, again and again."""
+
+    def __init__(self, width, groups=2):
+        super().__init__()
+        self.before, self.into = nn.Linear(3, width), nn.Conv2d(3, 2 * width, 1)
+        self.grouped, self.out = nn.Conv2d(width, width, 1, groups=groups), nn.Linear(2 * width, 2)
+
+    def forward(self, x):
+        x = self.into(x + self.before(x.transpose(1, 3)).relu().mean())
+        for _ in range(2):
+            first, second = x.chunk(2, 1)
+            x = F.channel_shuffle(torch.cat([first, self.grouped(second).relu()], 1), 2)
+        return self.out(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider", "interpolate"])
+@pytest.mark.parametrize(("old", "new"), [(4, 8), (4, 6), (2, 4), (4, 16)])
+def test_units_that_stand_alone_are_refused_before_anything_is_written(old, new, strategy):
+    source, target, x = Shuffled(old), Shuffled(new), (torch.randn(2, 3, 4, 4),)
+    before = {name: item.clone() for name, item in target.state_dict().items()}
+    for verify in (True, False):
+        with pytest.raises(RefusedGrowth, match=r"cannot grow 'into\.weight' axis 0: the source uses its"):
+            grow(source, target, strategy=strategy, example_inputs=x, verify=verify)
+    assert all(torch.equal(before[name], item) for name, item in target.state_dict().items())
+
+
+class Extra(nn.Module):
+    """A stream beside the units that only the target has."""
+
+    def __init__(self, width, extra):
+        super().__init__()
+        self.into, self.out = nn.Linear(6, width), nn.Linear(width + 2 + extra, 3)
+        self.last = nn.Linear(6, 2)
+        self.extra = nn.Linear(6, extra) if extra else None
+
+    def forward(self, x):
+        streams = [self.into(x).tanh(), self.last(x), *([self.extra(x).tanh()] if self.extra is not None else [])]
+        return self.out(torch.cat(streams, -1))
+
+
+@pytest.mark.parametrize("extra", [1, 2])
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_new_stream_of_one_unit_is_new(width, extra):
+    source, target = Extra(4, 0).double(), Extra(width, extra).double()
+    with pytest.raises(RefusedGrowth, match="new layers 'extra' change the function"):
+        grow(source, target, example_inputs=features())
+    grow(source, target, strategy="copy_and_extend", example_inputs=features())
+    assert torch.equal(target.out.weight[:, :4], source.out.weight[:, :4])
+    assert torch.equal(target.out.weight[:, width : width + 2], source.out.weight[:, 4:])

@@ -1,0 +1,55 @@
+"""Layers of lists of different length are matched in order."""
+
+from itertools import pairwise
+
+import pytest
+
+from lightning_grow.pair.names import match_names
+
+
+def linear(*widths, name="net", inputs=4, outputs=2):
+    """Weights and biases of a Sequential with an activation after each hidden layer."""
+    sizes = [inputs, *widths, outputs]
+    shapes = {}
+    for number, (columns, rows) in enumerate(pairwise(sizes)):
+        shapes |= {f"{name}.{2 * number}.weight": (rows, columns), f"{name}.{2 * number}.bias": (rows,)}
+    return shapes
+
+
+def blocks(count, width=8):
+    return {f"blocks.{number}.{part}.weight": (width, width) for number in range(count) for part in ("q", "o")}
+
+
+CASES = {
+    "same": ((128, 64), (128, 64), {0: 0, 2: 2, 4: 4}),
+    "wider": ((128, 64), (256, 128), {0: 0, 2: 2, 4: 4}),
+    "keeps 128 and 64": ((128, 64), (128, 128, 64), {0: 0, 4: 2, 6: 4}),
+    "earliest": ((64,), (64, 64), {0: 0, 4: 2}),
+    "earliest of equals": ((32, 32), (32, 32, 32), {0: 0, 2: 2, 6: 4}),
+    "deeper and wider": ((8, 4), (16, 16, 8), {0: 0, 4: 2, 6: 4}),
+}
+
+
+@pytest.mark.parametrize(("source", "target", "wanted"), CASES.values(), ids=CASES)
+def test_hidden_layers_are_matched_in_order(source, target, wanted):
+    matched = match_names(linear(*source), linear(*target))
+    assert matched == {
+        f"net.{new}.{part}": f"net.{old}.{part}" for new, old in wanted.items() for part in ("weight", "bias")
+    }
+
+
+def test_blocks_are_matched_earliest_first():
+    assert match_names(blocks(2), blocks(4)) == {name: name for name in blocks(2)}
+
+
+def test_a_rename_wins():
+    matched = match_names(blocks(2), blocks(3), {"blocks.2": "blocks.1"})
+    assert matched["blocks.2.q.weight"] == "blocks.1.q.weight"
+    assert matched["blocks.0.q.weight"] == "blocks.0.q.weight"
+    assert "blocks.1.q.weight" not in matched
+
+
+def test_other_kinds_of_layers_are_not_matched():
+    source = {"0.weight": (8, 4), "1.weight": (8,), "1.bias": (8,)}
+    target = {"0.weight": (8, 4), "1.weight": (8, 8), "2.weight": (8,), "2.bias": (8,)}
+    assert match_names(source, target) == {"0.weight": "0.weight", "2.weight": "1.weight", "2.bias": "1.bias"}

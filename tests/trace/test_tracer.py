@@ -1,0 +1,284 @@
+"""Tracing leaves the module as it was, and sees what its forward does."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import PAIRS, features, stack
+from torch import nn
+
+from lightning_grow import RefusedGrowth, grow, plan_growth
+from lightning_grow.trace.axes import atoms
+from lightning_grow.trace.meanings import Opaque
+from lightning_grow.trace.tracer import call_arguments, trace
+
+
+class Two(nn.Module):
+    """Two parameters and a function of both."""
+
+    def __init__(self, first, second, function):
+        super().__init__()
+        self.a, self.b, self.function = nn.Parameter(torch.randn(first)), nn.Parameter(torch.randn(second)), function
+
+    def forward(self):
+        return self.function(self.a, self.b)
+
+
+# (shape of a, shape of b, function, the dimensions of a and b that become one axis)
+JOINED = {
+    "addition": ((3, 4), (4,), torch.add, [(1, 0)]),
+    "matrix product": ((3, 4), (4, 5), torch.matmul, [(1, 0)]),
+    "batched product": ((2, 3, 4), (2, 4, 5), torch.bmm, [(0, 0), (2, 1)]),
+    "matrix by vector": ((3, 4), (4,), torch.mv, [(1, 0)]),
+    "inner product": ((4,), (4,), torch.dot, [(0, 0)]),
+    "bias of a product": ((4,), (3, 4), lambda a, b: torch.addmm(a, torch.ones(2, 3), b), [(0, 1)]),
+    "concatenation": ((3, 4), (3, 2), lambda a, b: torch.cat([a, b], 1), [(0, 0)]),
+    "stack": ((3, 4), (3, 4), lambda a, b: torch.stack([a, b]), [(0, 0), (1, 1)]),
+    "channels of a convolution": ((5, 3, 7), (4, 3, 2), F.conv1d, [(1, 1)]),
+    "channels of a group": ((1, 6, 7), (4, 3, 2), lambda a, b: F.conv1d(a, b, groups=2), []),
+    "bias of a convolution": ((4, 3, 2), (4,), lambda a, b: F.conv1d(torch.ones(1, 3, 5), a, b), [(0, 0)]),
+    "gain of a norm": ((2, 4), (4,), lambda a, b: F.layer_norm(a, (4,), b), [(1, 0)]),
+    "gain of a batch norm": ((2, 4), (4,), lambda a, b: F.batch_norm(a, torch.zeros(4), torch.ones(4), b), [(1, 0)]),
+    "gain of a group norm": ((2, 4, 3), (4,), lambda a, b: F.group_norm(a, 2, b), [(1, 0)]),
+    "condition": ((3,), (3,), lambda a, b: torch.where(a > 0, a, b), [(0, 0)]),
+    "queries and keys": ((2, 5, 4), (2, 6, 4), lambda a, b: torch.einsum("bqd,bkd->bqk", a, b), [(0, 0), (2, 2)]),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "function", "joined"), JOINED.values(), ids=JOINED)
+def test_operators_join_the_axes_that_they_share(first, second, function, joined):
+    tensors = trace(Two(first, second, function), ()).tensors
+    same = {
+        (one, other)
+        for one, left in enumerate(tensors["a"].axes)
+        for other, right in enumerate(tensors["b"].axes)
+        if list(atoms(left)) == list(atoms(right))
+    }
+    assert same == set(joined)
+
+
+def test_a_grouped_convolution_joins_the_channels_of_its_groups():
+    tensors = trace(Two((1, 6, 7), (4, 3, 2), lambda a, b: F.conv1d(a, b, groups=2)), ()).tensors
+    (group, inner), (group_out, _) = list(atoms(tensors["a"].axes[1])), list(atoms(tensors["b"].axes[0]))
+    assert [inner] == list(atoms(tensors["b"].axes[1]))
+    assert group is group_out
+
+
+def test_halves_of_a_gate_are_the_same_units():
+    (axis,) = trace(Two((6,), (1,), lambda a, b: F.glu(a) + b), ()).tensors["a"].axes
+    first, second = atoms(axis)
+    assert first is second
+
+
+@pytest.mark.parametrize(
+    ("cut", "axes"),
+    [
+        (lambda a: a[-2:], "[(4+2)]"),
+        (lambda a: a[1:-2], "[(1+3+2)]"),
+        (lambda a: a[-9:2], "[(2+4)]"),
+        (lambda a: a[1::3], "[(2*(1+1+1))]"),
+    ],
+    ids=["the last", "the middle", "beyond the start", "a column"],
+)
+def test_slices_count_from_both_ends(cut, axes):
+    assert str(trace(Two((6,), (1,), lambda a, b: cut(a) * b), ()).tensors["a"].axes) == axes
+
+
+def test_the_module_is_left_as_it_was():
+    source, _, inputs = PAIRS["convolution"].make()
+    source.train()
+    source.bn.eval()
+    before = {name: (id(item), item.clone(), item.requires_grad) for name, item in source.named_parameters()}
+    buffers = {name: (id(item), item.clone()) for name, item in source.named_buffers()}
+    settings = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled(), torch.is_grad_enabled()
+    rng = torch.get_rng_state()
+    trace(source, inputs)
+    assert [source.training, source.bn.training, source.first.training] == [True, False, True]
+    for name, item in source.named_parameters():
+        assert (id(item), item.requires_grad) == (before[name][0], before[name][2])
+        assert torch.equal(item, before[name][1])
+    for name, item in source.named_buffers():
+        assert id(item) == buffers[name][0]
+        assert torch.equal(item, buffers[name][1])
+    after = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled(), torch.is_grad_enabled()
+    assert after == settings
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in source.modules())
+
+
+def test_a_failing_pass_leaves_the_module_as_it_was():
+    module = stack(4).train()
+    settings = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    parameters = [id(item) for item in module.parameters()]
+    with pytest.raises(RefusedGrowth, match=r"cannot trace Sequential: RuntimeError.*example_inputs that its forward"):
+        trace(module, (torch.randn(5, 7),))
+    assert module.training
+    assert [id(item) for item in module.parameters()] == parameters
+    assert (torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()) == settings
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+class Choosing(nn.Module):
+    """A forward that goes by the content of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def test_a_choice_by_the_input_is_traced_on_real_tensors():
+    used = {value.name for node in trace(Choosing(), (torch.ones(2, 6),)).nodes for value in node.tensors()}
+    assert {"a.weight", "a.bias"} <= used
+    assert not {"b.weight", "b.bias"} & used
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda x: x.mean() > -5, True),
+        (lambda x: x.int().sum().item() > -50, True),
+        (lambda x: x.shape[1] > 3, False),
+        (lambda x: torch.ones(3).sum() > 2, False),
+    ],
+    ids=["an if", "a number", "a length", "a constant"],
+)
+def test_the_plan_says_where_only_one_way_was_followed(read, said):
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.net, self.other = stack(width), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.net(x) if read(x) else self.other(x)
+
+    plan = plan_growth(Model(4).double(), Model(6).double(), example_inputs=features())
+    assert not plan.refused
+    assert any("reads the content of an example input" in note for note in plan.notes) == said
+
+
+def test_a_choice_by_the_input_needs_real_tensors():
+    with torch.device("meta"):
+        module = Choosing()
+    with pytest.raises(RefusedGrowth, match=r"cannot trace Choosing on the meta device: .*reads the content.*real dev"):
+        trace(module, (torch.ones(2, 6),))
+
+
+def test_every_operator_names_its_module():
+    source, _, inputs = PAIRS["residual stream"].make()
+    paths = {node.path for node in trace(source, inputs).nodes if node.name == "native_layer_norm"}
+    assert paths == {"blocks.0.0", "blocks.1.0", "norm"}
+
+
+def test_constants_are_computed_and_weights_are_not():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kept", torch.ones(4))
+            self.register_buffer("made", torch.full((4,), 3.0), persistent=False)
+
+        def forward(self, x):
+            return x * (torch.arange(4.0) + 1) * self.made * self.kept
+
+    tape = trace(Scaled(), (torch.ones(2, 4),))
+    factors = [value.constant for node in tape.nodes if node.name == "mul" for value in node.tensors()]
+    known = [item.tolist() for item in factors if item is not None]
+    assert known == [[1.0, 2.0, 3.0, 4.0], [3.0] * 4]  # a saved buffer is a state, not a constant
+    assert tape.tensors["kept"].learned
+    assert not tape.tensors["made"].learned
+
+
+def test_a_write_through_a_view_is_opaque():
+    def assign(a, b):
+        a = a * 2
+        a[:2] = b
+        return a
+
+    tape = trace(Two((5,), (2,), assign), ())
+    reasons = [meaning.reason for node in tape.nodes for meaning in node.meaning if isinstance(meaning, Opaque)]
+    assert "writes in place through a view" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [((1, 2), ((1, 2), {})), ([1], ((1,), {})), ({"x": 1}, ((), {"x": 1})), (3, ((3,), {}))],
+    ids=["tuple", "list", "dict", "one"],
+)
+def test_example_inputs_become_arguments(given, wanted):
+    assert call_arguments(given) == wanted
+
+
+def test_tied_parameters_are_one_value():
+    module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    module[1].weight = module[0].weight
+    tensors = trace(module, (torch.ones(2, 6),)).tensors
+    assert tensors["0.weight"] is tensors["1.weight"]
+    assert tensors["0.bias"] is not tensors["1.bias"]
+
+
+def test_outputs_in_containers_are_found():
+    call = lambda part, x: {"a": part(x), "b": [x, None], "c": torch.distributions.Normal(x, 1.0, validate_args=False)}  # noqa: E731
+    tape = trace(stack(4).double(), features(), call)
+    assert [[axis.size for axis in value.axes] for value in tape.outputs] == [[5, 3], [5, 6], [5, 6], [5, 6]]
+
+
+@dataclass
+class Record:
+    """What a forward may return: tensors beside settings."""
+
+    y: Any
+    settings: Any = None
+
+
+class Thing:
+    """A class of no particular kind that knows itself."""
+
+    def __init__(self, y):
+        self.y, self.me, self.name = y, self, "thing"
+
+
+NORMAL = torch.distributions.Normal
+HIDDEN = {
+    "namespace": lambda y: SimpleNamespace(y=y),
+    "dataclass": lambda y: Record(y, {"names": ["a"]}),
+    "any class": Thing,
+    "objects in containers in objects": lambda y: {"a": [Thing((1, Record([SimpleNamespace(y=y)])))]},
+    "distribution of distributions": lambda y: torch.distributions.Independent(
+        NORMAL(y, torch.ones(()), validate_args=False), 1, validate_args=False
+    ),
+}
+
+
+@pytest.mark.parametrize("hide", HIDDEN.values(), ids=HIDDEN)
+def test_outputs_in_objects_are_found_and_compared(hide):
+    forward = lambda part, x: hide(part(x))  # noqa: E731
+    source, target = stack(4).double(), stack(6).double()
+    assert [5, 3] in [[axis.size for axis in value.axes] for value in trace(source, features(), forward).outputs]
+    report = grow(source, target, strategy="random", example_inputs=features(), forward=forward)
+    old, new = (module(*features()).detach() for module in (source, target))
+    assert report.max_output_error == pytest.approx(float((new - old).abs().max() / old.abs().max()))
+    assert grow(source, target, example_inputs=features(), forward=forward).function_preserving
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [lambda y: None, lambda y: float(len(y)), lambda y: iter([y]), lambda y: lambda: y],
+    ids=["nothing", "a number", "an iterator", "a function"],
+)
+def test_a_forward_without_outputs_is_refused(lose):
+    with pytest.raises(RefusedGrowth, match=r"Sequential returns no tensor that could be compared.*pass forward="):
+        trace(stack(4).double(), features(), lambda part, x: lose(part(x)))
+
+
+@pytest.mark.xfail(strict=True, reason="torch checks a distribution's arguments by their content: an if on weights")
+def test_a_forward_may_return_a_distribution():
+    def checked(part, x):
+        return torch.distributions.Categorical(logits=part(x), validate_args=True)
+
+    tape = trace(stack(4), (torch.ones(5, 6),), checked)
+    assert [[axis.size for axis in value.axes] for value in tape.outputs] == [[5, 3]]
