@@ -97,3 +97,24 @@ def weights(module):
 def outputs(module):
     with torch.no_grad():
         return module(module.example_input_array)
+
+
+class AtStart(L.Callback):
+    """Looks at the module and optimizer once everything is restored, before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.outputs, self.weights = outputs(pl_module), weights(pl_module)
+        self.step, self.epoch = trainer.global_step, trainer.current_epoch
+        self.rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        self.state = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
+
+
+def equal(left, right):
+    """Whether two nested states are the same, bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right

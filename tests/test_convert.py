@@ -1,7 +1,6 @@
 import pytest
 import torch
-from stacks import GrowableStack, Stack, fit, outputs, train_small, weights
-from test_arch_transfer import AtStart, equal
+from stacks import AtStart, GrowableStack, Stack, equal, fit, outputs, train_small, weights
 
 from lightning_grow.callbacks import ArchTransfer
 from lightning_grow.convert import convert_checkpoint

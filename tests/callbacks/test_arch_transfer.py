@@ -17,23 +17,13 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
-from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, train_small, weights
+from stacks import AtStart, GrowableStack, Stack, batches, equal, fit, make_trainer, outputs, train_small, weights
 
 from lightning_grow.callbacks import ArchTransfer
 from lightning_grow.callbacks.arch_transfer import check_total
 from lightning_grow.errors import CheckpointError, RefusedGrowth, UnknownStrategy
 
 CLOSE = {"rtol": 0, "atol": 1e-6}  # float32 outputs of about 1
-
-
-class AtStart(L.Callback):
-    """Looks at the module and optimizer once everything is restored, before the first step."""
-
-    def on_train_start(self, trainer, pl_module):
-        self.outputs, self.weights = outputs(pl_module), weights(pl_module)
-        self.step, self.epoch = trainer.global_step, trainer.current_epoch
-        self.rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        self.state = copy.deepcopy(trainer.optimizers[0].state_dict()["state"])
 
 
 class Rates(L.Callback):
@@ -48,17 +38,6 @@ class Rates(L.Callback):
 
 def read(path):
     return torch.load(path, weights_only=True)
-
-
-def equal(left, right):
-    """Whether two nested states are the same, bit for bit."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(equal, left, right))
-    return left == right
 
 
 @pytest.mark.parametrize("cls", [Stack, GrowableStack])

@@ -147,8 +147,8 @@ def test_the_check_runs_the_copies_as_well(monkeypatch):
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     write = sys.modules["lightning_grow.grow"].write_state
 
-    def spoil(tensors, strategy, source_state, target_state, out, seed):
-        write(tensors, strategy, source_state, target_state, out, seed)
+    def spoil(plan, source_state, target_state, out, seed):
+        write(plan, source_state, target_state, out, seed)
         out["target_net.2.weight"][0, 0] += 1
 
     monkeypatch.setattr(sys.modules["lightning_grow.grow"], "write_state", spoil)
