@@ -1,5 +1,6 @@
 """A small stack of linear layers to train, save and grow."""
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 

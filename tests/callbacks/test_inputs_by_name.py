@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from stacks import GrowableStack, Stack, fit, outputs, train_small
-from test_arch_transfer import AtStart, read
+from stacks import AtStart, GrowableStack, Stack, fit, outputs, train_small
+from test_arch_transfer import read
 
 from lightning_grow import ArchTransfer, GrowthSchedule, convert_checkpoint
 from lightning_grow.errors import RefusedGrowth
