@@ -28,7 +28,6 @@ class Kind(Enum):
     MEAN = "scale x the mean of the source's entries along one axis"
     NEW = "anything"
     IDENTITY = "1 on the diagonal, 0 elsewhere"
-    LOST = "not known: a refusal was already recorded"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Cell:
         born_zero: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
         poles: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
         atom: The axis over which a MEAN is taken.
-        origin: Where a NEW or LOST cell came about, for messages.
+        origin: Where a NEW cell came about, for messages.
     """
 
     kind: Kind
@@ -62,17 +61,11 @@ class Cell:
 ZERO = Cell(Kind.ZERO)
 CONSTANT_ZERO = Cell(Kind.ZERO, origin="a constant 0")
 UNSEEN = Cell(Kind.NEW, origin="new units of a state that begins at 0 (an example of two steps shows what they become)")
-LOST = Cell(Kind.LOST)
 
 
 def kept(scale: Scale = ONE) -> Cell:
     """A cell of the source's entries."""
     return Cell(Kind.KEPT, scale)
-
-
-def with_scale(cell: Cell, scale: Scale) -> Cell:
-    """The same cell with another factor."""
-    return replace(cell, scale=scale, direct=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +86,11 @@ class Slot:
     def copied_atoms(self) -> list[Axis]:
         """The atoms whose units are copies of source units."""
         return [atom for atom, part in self.coordinates if part == "copied"]
+
+
+def is_wanted(slots: Iterable[Slot]) -> bool:
+    """Whether entries must be the source's: it has such positions."""
+    return not any(slot.is_new for slot in slots)
 
 
 class Layout:
@@ -122,10 +120,6 @@ class Layout:
         """The number of slots."""
         return len(self.slots(axis))
 
-    def grid(self, axes: Iterable[Axis]) -> list[list[Slot]]:
-        """The slots of every dimension."""
-        return [self.slots(axis) for axis in axes]
-
 
 def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Cell]) -> Cells:
     """An array of cells."""
@@ -133,3 +127,16 @@ def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Cell]) -> Cel
     for index in np.ndindex(cells.shape):
         cells[index] = make(index)
     return cells
+
+
+def union(sources: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:
+    """All of them together; None if one is missing or there are none."""
+    every = list(sources)
+    if not every or None in every:
+        return None
+    return frozenset().union(*[item for item in every if item is not None])
+
+
+def origins(cells: Iterable[Cell]) -> str:
+    """Where the new cells among these came about."""
+    return ", ".join(dict.fromkeys(cell.origin for cell in cells if cell.origin)) or "new entries"

@@ -62,7 +62,6 @@ class Equation:
 
     scale: Scale
     reason: str
-    node: int
 
 
 def solve(
@@ -81,7 +80,7 @@ def solve(
         log(factor) of every variable that changes, and the equations that cannot hold.
 
     >>> gain, reader = ("norm", (0,)), ("linear", (0,))
-    >>> equation = Equation(Scale({gain: 1.0, reader: 1.0}, 0.5), "the output of linear", 0)
+    >>> equation = Equation(Scale({gain: 1.0, reader: 1.0}, 0.5), "the output of linear")
     >>> solve([equation], lambda variable: variable == reader)
     ({('norm', (0,)): -0.5}, [])
     """

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.tape import Value
 
-Cells = Any  # a numpy array of Cell, whose elements numpy's own types cannot tell
+Cells = NDArray[np.object_]  # of Cell, one per combination of slots
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,9 +101,19 @@ class Trace:
     outputs: list[Value] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
 
+    @cached_property
+    def makers(self) -> dict[Value, Node]:
+        """The operator that computes each value."""
+        return {value: node for node in self.nodes for value in node.outputs}
+
     def used(self) -> set[Value]:
         """The values that some operator takes, or that are returned."""
         return {value for node in self.nodes for value in node.tensors()} | set(self.outputs)
+
+
+def is_random(node: Node) -> bool:
+    """Whether an operator draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in node.op.tags
 
 
 def operator_name(op: torch._ops.OpOverload) -> str:

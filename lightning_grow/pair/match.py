@@ -1,0 +1,329 @@
+"""What of the target is what of the source: tensors by name, units by their axes, values by what computes them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.pair.arguments import find_difference
+from lightning_grow.pair.idle_buffers import join_idle_buffers
+from lightning_grow.pair.layouts import OtherLayout, pair_axes
+from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
+from lightning_grow.pair.names import match_names
+from lightning_grow.trace.axes import Axis, atoms, resolve
+from lightning_grow.trace.tape import VIEWS, Node, Trace, Value
+from lightning_grow.trace.tracer import Forward, named_tensors, trace
+
+Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
+
+
+class Match:
+    """Two tapes side by side. What is stated is only added to, and `rewind` drops what was stated last.
+
+    Args:
+        source: The source's tape.
+        target: The target's tape.
+        names: Target name -> source name, for every tensor that both have.
+        beside: Buffers that no traced operator uses -> the one of their module whose axes they have.
+
+    Attributes:
+        atoms: Target atom -> the source atoms it grew from, all of one size; () where the source has nothing of it.
+        places: Target atom -> where it was first met, for messages.
+        named: Target atom -> the source unit of each target unit (-1: none), where units have names.
+        values: Target value -> source value.
+        refused: What cannot be matched.
+    """
+
+    def __init__(self, source: Trace, target: Trace, names: dict[str, str], beside: dict[str, str]) -> None:
+        self.source, self.target, self.names, self.beside = source, target, names, beside
+        self.atoms: dict[Axis, tuple[Axis, ...]] = {}
+        self.places: dict[Axis, str] = {}
+        self.named: dict[Axis, Tensor] = {}
+        self.values: dict[Value, Value] = {}
+        self.refused: list[Refusal] = []
+        self._seen: dict[Any, int] = {}
+        self._log: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._by_key: dict[Any, list[Node]] = defaultdict(list)
+        for node in source.nodes:
+            self._by_key[_key(node, lambda value: value)].append(node)
+
+    # ---- stating
+    def _state(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        self._log.append((table, key, table.get(key)))
+        table[key] = value
+
+    @property
+    def length(self) -> int:
+        """How much has been stated, to `rewind` to."""
+        return len(self._log)
+
+    def rewind(self, length: int) -> None:
+        """Drop all that was stated since."""
+        while len(self._log) > length:
+            table, key, before = self._log.pop()
+            if before is None:
+                del table[key]
+            else:
+                table[key] = before
+
+    def pair_values(self, source: Value, target: Value) -> None:
+        """State that a value of the target is one of the source."""
+        self._state(self.values, target, source)
+
+    def pair(self, source: Axis, target: Axis, place: str) -> list[Refusal]:
+        """State that a source axis became a target axis.
+
+        Args:
+            source: An axis of the source's tape.
+            target: An axis of the target's tape.
+            place: Where they were met, e.g. "'actor.0.weight' axis 0".
+
+        Returns:
+            Why that cannot be, if it cannot.
+        """
+        try:
+            pairs = list(pair_axes(source, target, self._is_known))
+        except OtherLayout:
+            return [(None, _other_layout(place, source, target))]
+        return [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
+
+    def _pair_atoms(self, source: Axis | None, target: Axis, place: str) -> Refusal | None:
+        known = self.atoms.get(target)
+        if source is None:
+            if known is None:
+                self._state(self.atoms, target, ())
+            return None
+        if known and known[0].size != source.size:
+            return None, (
+                f"cannot grow {place}: its {target.size} target units have {source.size} source units here, but "
+                f"{known[0].size} at {self.places[target]}. Sizes that are joined in the target (by an addition, a "
+                "shared layer) must be equal in the source."
+            )
+        if not any(resolve(atom) is source for atom in known or ()):
+            self._state(self.atoms, target, (*(known or ()), source))
+        if target not in self.places:
+            self._state(self.places, target, place)
+        if source.size <= target.size or target in self.named:
+            return None
+        return target, (
+            f"cannot grow {place}: source has {source.size} units, target has {target.size}. Growth only widens; "
+            f"raise the target's size to at least {source.size}, or start without the checkpoint."
+        )
+
+    def _is_known(self, source: Axis, target: Axis) -> bool:
+        source = resolve(source)
+        return any(resolve(atom) is source for atom in self.atoms.get(resolve(target), ()))
+
+    # ---- units
+    def refusals(self) -> list[str]:
+        """Everything that cannot be matched, each once."""
+        return list(dict.fromkeys(reason for _, reason in self.refused))
+
+    def units(self, atom: Axis) -> UnitMap:
+        """Which source unit each target unit is: by name where units have names, else the first ones in order."""
+        if atom in self.named:
+            return UnitMap(self.named[atom], self.atoms[atom][0].size)
+        return prefix_map(self.old_size(atom), atom.size)
+
+    def old_size(self, atom: Axis) -> int:
+        """How many units of a target atom the source has; 0 for an atom of a new layer (1 for a size of 1)."""
+        if atom in self.named:
+            return int((self.named[atom] >= 0).sum())
+        known = self.atoms.get(atom)
+        if known is None:
+            return 1 if atom.size == 1 else 0
+        return known[0].size if known else 0
+
+    def old_length(self, axis: Axis) -> int:
+        """How many positions of a target axis the source has."""
+        axis = resolve(axis)
+        if axis.kind is None:
+            return self.old_size(axis)
+        lengths = map(self.old_length, axis.parts)
+        return sum(lengths) if axis.kind == "sum" else math.prod(lengths)
+
+    def grows(self, atom: Axis) -> bool:
+        """Whether the target has more units of this kind than the source."""
+        return self.old_size(atom) < atom.size
+
+    def growing(self, axes: Iterable[Axis]) -> list[Axis]:
+        """The atoms of these axes of which the source has some units, and the target more."""
+        found = dict.fromkeys(atom for axis in axes for atom in atoms(axis))
+        return [atom for atom in found if 0 < self.old_size(atom) < atom.size]
+
+    def old_positions(self, axis: Axis) -> Tensor:
+        """The target positions that the source has, in the source's order, int64."""
+        source = axis_map(axis, self.units, lambda _: 1).low
+        kept = torch.nonzero(source >= 0).flatten()
+        return kept[torch.argsort(source[kept])]
+
+    def source_positions(self, axis: Axis) -> Tensor:
+        """The source's positions that the target has, in order, int64: all but those of dropped inputs."""
+        source = axis_map(axis, self.units, lambda _: 1).low
+        return source[source >= 0].sort().values
+
+    # ---- values
+    def knows(self, node: Node) -> bool:
+        """Whether every tensor that an operator takes is one of the source's, or a constant."""
+        return all(value.constant is not None or value in self.values for value in node.tensors())
+
+    def find(self, node: Node) -> tuple[Node | None, str]:
+        """Find the source's operator for one of the target's: the same one, on the same values, with the same arguments.
+
+        Matching by data and not by position in the program lets the target have layers that the source does not have.
+
+        Returns:
+            The source's operator, or None; and why it is none, where only its arguments say so.
+        """
+        if not self.knows(node):
+            return None, ""
+        key = _key(node, self.values.get)
+        rank = self._seen.get(key, 0)
+        self._state(self._seen, key, rank + 1)
+        path, difference = self._source_path(node.path), ""
+
+        def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
+            position, candidate = item
+            return candidate.path != path, not _same_constants(candidate, node), abs(position - rank)
+
+        candidates = self._by_key.get(key, [])
+        ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
+        for _, candidate in ordered:
+            if not self._fits(candidate, node):
+                continue
+            found = find_difference(candidate, node, self.old_length)
+            if not found:
+                return candidate, ""
+            difference = difference or found
+        return None, difference
+
+    def _fits(self, candidate: Node, node: Node) -> bool:
+        """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""
+
+        def fit(old: Axis, new: Axis) -> bool:
+            return old.size <= new.size or any(atom in self.named for atom in atoms(new))
+
+        return all(
+            len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes))
+            for old, new in zip(candidate.outputs, node.outputs, strict=True)
+        )
+
+    def alternatives(self, node: Node) -> list[Node]:
+        """What the source does with the same values, for messages."""
+        wanted = {self.values[value] for value in node.tensors() if value in self.values}
+        return [item for item in self.source.nodes if not wanted.isdisjoint(item.tensors())]
+
+    def maker(self, value: Value) -> Node | None:
+        """The source's operator that computes what a value of the target is."""
+        return self.source.makers.get(self.values[value]) if value in self.values else None
+
+    def _source_path(self, path: str) -> str:
+        """The source's name of a target module."""
+        for new, old in self.names.items():
+            if new.startswith(path + "."):
+                extra = new[len(path) :]
+                if old.endswith(extra):
+                    return old[: -len(extra)]
+        return path
+
+
+def _key(node: Node, match: Callable[[Value], Value | None]) -> Any:
+    name = "view" if node.name in VIEWS else node.name
+    tensors = ("constant" if value.constant is not None else id(match(value)) for value in node.tensors())
+    return (name, len(node.outputs), *tensors)
+
+
+def _same_constants(first: Node, second: Node) -> bool:
+    pairs = zip(first.tensors(), second.tensors(), strict=True)
+    return all(same_constant(one.constant, two.constant) for one, two in pairs)
+
+
+def same_constant(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two contents are equal, NaN included."""
+    if first is None or second is None or first.shape != second.shape:
+        return first is second
+    return bool(torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)))
+
+
+def match_modules(
+    source: nn.Module,
+    target: nn.Module,
+    source_inputs: Any,
+    target_inputs: Any,
+    forward: Forward | None,
+    rename: Mapping[str, str] | None,
+) -> Match:
+    """Trace two modules and match what they share by name.
+
+    Args:
+        source: The trained module.
+        target: The bigger module.
+        source_inputs: Arguments for the source's forward.
+        target_inputs: Arguments for the target's forward.
+        forward: A callable `(module, *inputs)` instead of their own forward.
+        rename: Target prefix -> source prefix.
+
+    Raises:
+        RefusedGrowth: A module cannot be traced.
+    """
+    old, new = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
+    return match_tapes(old, new, match_names(_shapes(source), _shapes(target), rename))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(item.shape) for name, item in named_tensors(module).items()}
+
+
+def match_tapes(source: Trace, target: Trace, names: dict[str, str]) -> Match:
+    """Zip two tapes by parameter name and dimension, and by input.
+
+    Axes are refined on a first round, so that the second meets every atom in its final layout.
+    """
+    beside = join_idle_buffers(source, target, names)
+    for _ in range(2):
+        match = Match(source, target, names, beside)
+        for name, old_name in names.items():
+            _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
+        for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
+            _pair_by_dimension(match, old, new, f"example input {index}")
+    if not match.refused:
+        match.refused += _do_not_add_up(match)
+    return match
+
+
+def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -> None:
+    if target not in match.values:
+        match.pair_values(source, target)
+    if len(source.axes) != len(target.axes):
+        reason = (
+            f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the "
+            "target. Keep the layer's kind."
+        )
+        match.refused.append((None, reason))
+        return
+    for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):
+        match.refused += match.pair(old, new, f"{place} axis {dim}")
+
+
+def _do_not_add_up(match: Match) -> list[Refusal]:
+    """What was paired part by part and does not add up to the source's tensors."""
+    pairs = [(name, match.source.tensors[old], match.target.tensors[name]) for name, old in match.names.items()]
+    return [
+        (None, _other_layout(f"'{name}' axis {dim}", old, new))
+        for name, source, target in pairs
+        for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True))
+        if match.old_length(new) != old.size
+    ]
+
+
+def _other_layout(place: str, source: Axis, target: Axis) -> str:
+    return (
+        f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its {target.size} "
+        f"as {target}. Expected the same layout with more units; keep the structure (heads, groups, streams) and grow "
+        "one size."
+    )

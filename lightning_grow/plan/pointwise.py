@@ -1,0 +1,254 @@
+"""Pointwise operators on cells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_grow.plan.cells import ZERO, Cell, Entry, Kind, Slot, is_wanted, kept, origins, union
+from lightning_grow.plan.laws import Laws, operator_laws
+from lightning_grow.plan.run import Decision, NotKept, Run
+from lightning_grow.plan.scale import ONE, Scale, shifted, variable
+from lightning_grow.trace.axes import resolve
+from lightning_grow.trace.meanings import Cells, Pointwise, Reduce
+from lightning_grow.trace.tape import Node, Value
+
+
+def pointwise(run: Run, node: Node, output: Value, meaning: Pointwise) -> Cells:
+    """One entry of each input makes one of the output."""
+    changed = _changed_numbers(run, node)
+    for name in [name for number, name in run.choice.free_numbers if number == run.at]:
+        changed[name] = changed.get(name, ONE) + run.free_number(name)
+    numbers = [kept(scale) for scale in changed.values()]
+    if meaning.function is not None:
+        laws = Laws(meaning.function, len(meaning.inputs), (node.op, "rule"))
+    else:
+        laws = operator_laws(node, tuple(changed))
+    result = combine(run, node, output, laws, [known_content(run, node, value) for value in meaning.inputs], numbers)
+    gain = run.roles.gain(meaning.inputs[0]) if node.name == "add" and len(meaning.inputs) == 1 else None
+    if gain not in run.roles.offsets or run.step.source is None:
+        return result
+    scaled = lambda index, _: kept(variable(gain, index)) if result[index].kind is Kind.KEPT else result[index]  # noqa: E731
+    return run.each_cell(output.axes, scaled)  # 1 + w is what can be scaled, not w
+
+
+def combine(
+    run: Run, node: Node, output: Value, laws: Laws, arrays: list[Cells], numbers: list[Cell] | None = None
+) -> Cells:
+    """The cells of a pointwise function of cells.
+
+    An operator that the source does not have is known all the same where it leaves one input as it is: x + 0 is x, a
+    ReLU of a ReLU's output is that output.
+
+    Args:
+        run: The run.
+        node: The operator.
+        output: What it computes.
+        laws: Its algebra.
+        arrays: The cells of each input.
+        numbers: The factors of number arguments that differ.
+    """
+    passed: set[int] = set()
+    shape = [run.layout.count(axis) for axis in output.axes]
+    spread = [np.broadcast_to(cells, shape) for cells in arrays]
+
+    def make(index: tuple[int, ...], slots: list[Slot]) -> Cell:
+        cells = [*(array[index] for array in spread), *(numbers or ())]
+        return _combine(run, node, laws, cells, is_wanted(slots), passed)
+
+    result = run.each_cell(output.axes, make)
+    inputs = node.tensors()
+    if run.step.source is None and len(passed) == 1 and (same := inputs[passed.pop()]) in run.match.values:
+        run.match.pair_values(run.match.values[same], output)
+    return result
+
+
+def _combine(run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool, passed: set[int]) -> Cell:
+    zeros = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.ZERO)
+    new = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.NEW)
+    rest = [i for i in range(len(inputs)) if i not in zeros | new]
+    if zeros and laws.vanishes(zeros):
+        return ZERO
+    if new:
+        return _combine_new(run, laws, inputs, zeros, new, rest, wanted)
+    if run.step.source is None:
+        unchanged = len(rest) == 1 and (
+            laws.passes(zeros, rest[0]) if zeros else len(inputs) == 1 and _is_repeated(run, node, laws)
+        )
+        if not unchanged:
+            return run.new_here()
+        if wanted:
+            passed.add(rest[0])
+        return replace(inputs[rest[0]], direct=False)
+    if zeros and not wanted:  # what is 0 for new units is not 0 for the source's: the result is not alike along them
+        return Cell(Kind.NEW, origin=node.place)
+    return _combine_kept(run, node, laws, inputs, zeros, rest)
+
+
+def _combine_kept(
+    run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int], rest: list[int]
+) -> Cell:
+    """The source's own entries, or means of them."""
+    scale = _scale(run, node, laws, inputs, zeros)
+    means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
+    if not means:
+        return kept(scale)
+    if len(inputs) == 2 and laws.cancels() and _is_centred(run, node, min(means)):
+        return ZERO
+    if len({inputs[i].atom for i in means}) == 1 and laws.averages(means):
+        return Cell(Kind.MEAN, scale, atom=inputs[min(means)].atom)
+    return Cell(Kind.NEW, origin=node.place)
+
+
+def _combine_new(
+    run: Run,
+    laws: Laws,
+    inputs: list[Cell],
+    zeros: frozenset[int],
+    new: frozenset[int],
+    rest: list[int],
+    wanted: bool,
+) -> Cell:
+    """A new cell among the inputs: where the source's entries are wanted, it has to go."""
+    everyone = [inputs[i] for i in sorted(new)]
+    sources = union(cell.sources for cell in everyone)
+    if wanted and len(rest) == 1 and laws.passes(zeros | new, rest[0]):
+        if sources is None:
+            raise run.parting(origins(everyone))
+        raise Decision(zeros=sources)
+    poles = _poles(laws, inputs, zeros, new)
+    alone = [inputs[i].sources for i in sorted(new) if inputs[i].sources and laws.vanishes(zeros | {i})]
+    alone = [entries for entries in alone if entries and not entries & poles]
+    together = sources if sources and not sources & poles and laws.vanishes(zeros | new) else None
+    means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
+    mean_sources = union(cell.mean_sources for cell in everyone)
+    only_bias = bool(zeros) and together is not None and all(cell.direct for cell in everyone)
+    return Cell(
+        Kind.NEW,
+        sources=alone[0] if alone else together,
+        mean_sources=mean_sources if mean_sources and not zeros and laws.averages(new | means) else None,
+        born_zero=only_bias or any(cell.born_zero for cell in everyone),
+        poles=poles,
+        origin=origins(everyone),
+    )
+
+
+def _poles(laws: Laws, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:
+    """The parameter cells that may not be 0: those behind a divisor, here or before."""
+    divisors = [inputs[i].sources for i in new if inputs[i].sources and laws.diverges(zeros | {i})]
+    return frozenset().union(*(inputs[i].poles for i in new), *(entries for entries in divisors if entries))
+
+
+def _is_centred(run: Run, node: Node, which: int) -> bool:
+    """Whether input `which` meets its own mean over the units that a MEAN is taken of (x - mean(x))."""
+    value, mean = node.tensors()[which], node.tensors()[1 - which]
+    maker = run.match.maker(mean)
+    if maker is None or value not in run.match.values:
+        return False
+    meaning = maker.meaning[maker.outputs.index(run.match.values[mean])]
+    source = run.match.values[value]
+    if not isinstance(meaning, Reduce) or meaning.kind != "mean" or meaning.input is not source:
+        return False
+    return len(meaning.dims) == 1 and resolve(source.axes[meaning.dims[0]]).kind is None
+
+
+def _is_repeated(run: Run, node: Node, laws: Laws) -> bool:
+    """Whether the operator changes nothing that the one before it gives."""
+    maker = run.match.maker(node.tensors()[0])
+    if maker is None or not isinstance(maker.meaning[0], Pointwise) or len(maker.tensors()) != 1:
+        return False
+    return laws.keeps(operator_laws(maker))
+
+
+# ---- scales
+def _scale(run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int]) -> Scale:
+    """The factor of the output; equations where the operator allows only some."""
+    free = [i for i, cell in enumerate(inputs) if i not in zeros and not cell.scale.is_one]
+    if not free:
+        return ONE
+    degrees = {i: laws.degree(frozenset([i]), zeros) for i in free}
+    if all(power is not None for power in degrees.values()):
+        total = ONE
+        for i, power in degrees.items():
+            total = total + inputs[i].scale * (power or 0.0)
+        return total
+    together = [i for i in range(len(inputs)) if i not in zeros]
+    power = laws.degree(frozenset(together), zeros)
+    for i in free if power is None else together[1:]:
+        run.equal(inputs[i].scale, ONE if power is None else inputs[together[0]].scale, node)
+    return ONE if power is None else inputs[together[0]].scale * power
+
+
+def _changed_numbers(run: Run, node: Node) -> dict[str, Scale]:
+    """Number arguments whose value differs from the source's, with the factor."""
+    names = [name for name, value in node.arguments.items() if isinstance(value, (int, float))]
+    scales = {name: changed_number(run, node, name) for name in names if not isinstance(node.arguments[name], bool)}
+    return {name: scale for name, scale in scales.items() if not scale.is_one}
+
+
+def changed_number(run: Run, node: Node, name: str) -> Scale:
+    """The factor between the target's and the source's value of a number argument."""
+    source = run.step.source
+    if source is None or node.arguments.get(name) == source.arguments.get(name):
+        return ONE
+    value, old = node.arguments[name], source.arguments[name]
+    if old * value <= 0 or not _is_factor(node, name):
+        raise NotKept(
+            f"{node.place} has {name} = {value}, the source {name} = {old}: no parameter can make up for that. Make "
+            "it the same in both models.",
+            parts=True,
+        )
+    return shifted(value / old)
+
+
+def _is_factor(node: Node, name: str) -> bool:
+    """Whether a number comes out as a factor (a product with 1/sqrt(d)), and is no addend, bound or exponent."""
+    laws = operator_laws(node, (name,))
+    return not isinstance(node.meaning[0], Pointwise) or laws.degree(frozenset([laws.count - 1]), frozenset()) is not None
+
+
+# ---- constants
+def known_content(run: Run, node: Node, value: Value) -> Cells:
+    """The cells of a tensor; a constant's are the source's times one factor.
+
+    Raises:
+        NotKept: A constant has other values at the source's positions.
+    """
+    cells, source = run.of(value), run.step.source
+    old = source.tensors()[node.tensors().index(value)].constant if source is not None else None
+    if value.constant is None or old is None:
+        return cells
+    growing = [atom for atom in run.match.growing(value.axes) if run.match.grows(atom)]
+    content = value.constant
+    for dim, axis in enumerate(value.axes):
+        content = content.index_select(dim, run.match.old_positions(axis)) if growing else content
+    ratio = constant_ratio(old, content)
+    if ratio is None or (growing and ratio != 1.0):
+        name = f"buffer '{value.name}'" if value.name else "a constant"
+        raise NotKept(
+            f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
+            "grows. Grow another size (the number of heads instead of the head size).",
+            growing,
+        )
+    return cells if ratio == 1.0 else run.each_cell(value.axes, lambda *_: kept(shifted(ratio)))
+
+
+def constant_ratio(old: Tensor, new: Tensor) -> float | None:
+    """The one factor between two constants, 1.0 where they are equal, None where there is no single positive one.
+
+    >>> constant_ratio(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]))
+    2.0
+    """
+    if old.shape != new.shape:
+        return None
+    if torch.equal(torch.nan_to_num(old.double()), torch.nan_to_num(new.double())):
+        return 1.0
+    nonzero = old.double() != 0
+    if not old.is_floating_point() or not nonzero.any() or not torch.equal(nonzero, new.double() != 0):
+        return None
+    ratios = new.double()[nonzero] / old.double()[nonzero]
+    first = float(ratios[0])
+    return first if first > 0 and torch.allclose(ratios, ratios[0].expand_as(ratios), rtol=1e-6) else None

@@ -1,0 +1,313 @@
+"""Run the target's tape on cells: find what must be 0, a mean, or scaled for the outputs to be the source's.
+
+Everything new starts free. Where an operator lets a free cell reach a kept one (a sum over units, a residual addition, a
+statistic), the parameter cells behind it are set to 0, or to the mean that a LayerNorm wants, and the run goes back to
+the first operator that uses them. A run is a list of steps; going back drops its tail. What no parameter can mend is a
+failure, and what is computed of it is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from lightning_grow.pair.match import Match
+from lightning_grow.pair.roles import Dimension, Roles
+from lightning_grow.plan.cells import CONSTANT_ZERO, UNSEEN, ZERO, Cell, Entry, Kind, Layout, Slot, filled, is_wanted, kept
+from lightning_grow.plan.initial_states import find_initial_states
+from lightning_grow.plan.scale import ONE, Equation, Scale, variable
+from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.meanings import Cells
+from lightning_grow.trace.tape import Node, Trace, Value, is_random
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is fixed for one run.
+
+    Args:
+        copied: Atoms whose new units are copies.
+        identities: New layers that start as the identity.
+        free_numbers: Number arguments that a module attribute gives and that may change: (node index, argument name).
+    """
+
+    copied: frozenset[Axis] = frozenset()
+    identities: frozenset[str] = frozenset()
+    free_numbers: frozenset[tuple[int, str]] = frozenset()
+
+
+class NotKept(Exception):
+    """An operator whose outputs cannot be kept.
+
+    Args:
+        reason: The sentence for the user.
+        growing: The growing atoms at fault; copying their units may mend it.
+        parts: Whether the two models compute different things there, whatever their sizes.
+    """
+
+    def __init__(self, reason: str, growing: Iterable[Axis] = (), parts: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.growing, self.parts = reason, tuple(dict.fromkeys(growing)), parts
+
+
+class Decision(Exception):
+    """Parameter cells that must be 0, or the mean over an axis: go back to the first use of them."""
+
+    def __init__(self, zeros: Iterable[Entry] = (), means: dict[Entry, Axis] | None = None) -> None:
+        super().__init__()
+        self.zeros, self.means = set(zeros), means or {}
+
+
+@dataclass(eq=False)
+class Step:
+    """What the run found at one operator.
+
+    Args:
+        node: The operator.
+        length: How much was stated of the match before it.
+        source: The source's operator, if there is one.
+        difference: Why there is none, where only its arguments say so.
+        equations: What the scales have to meet.
+        failure: Why the outputs cannot be kept.
+        shares: Dimensions whose reads of a copied atom are divided among the copies.
+        numbers: Module attributes that may take up a factor: (node index, argument name).
+        admitted: Growing atoms under a statistic that zeros or means keep.
+        parted: What the target computes of the source's values, and the source does not.
+    """
+
+    node: Node | None
+    length: int
+    source: Node | None = None
+    difference: str = ""
+    equations: list[Equation] = field(default_factory=list)
+    failure: NotKept | None = None
+    shares: set[tuple[Dimension, Axis]] = field(default_factory=set)
+    numbers: set[tuple[int, str]] = field(default_factory=set)
+    admitted: set[Axis] = field(default_factory=set)
+    parted: str = ""
+
+
+class Run:
+    """One run over the target's tape.
+
+    Args:
+        match: Source and target side by side; the steps add to it.
+        roles: Which dimensions of parameters are read and written.
+        choice: What is fixed.
+    """
+
+    def __init__(self, match: Match, roles: Roles, choice: Choice) -> None:
+        self.match, self.roles, self.choice = match, roles, choice
+        self.layout = Layout(match.old_size, choice.copied)
+        self.steps: list[Step] = []
+        self.cells: dict[Value, Cells] = {}
+        self.lost: set[Value] = set()
+        self.zeros: set[Entry] = set()
+        self.means: dict[Entry, Axis] = {}
+        self.first_use = _first_uses(match.target)
+        self.weights = _weights(match.target)
+        self.draws_alike = _draws(match.source) == _draws(match.target)
+        self.initial_states = find_initial_states(match.target, match.grows)
+
+    # ---- steps
+    @property
+    def step(self) -> Step:
+        """The one under way."""
+        return self.steps[-1]
+
+    @property
+    def at(self) -> int:
+        """Its index on the tape."""
+        return len(self.steps) - 1
+
+    def begin(self, node: Node | None) -> Step:
+        """Begin the step of the next operator; None for the comparison of the outputs."""
+        self.steps.append(Step(node, self.match.length))
+        return self.step
+
+    def go_back(self, decision: Decision) -> None:
+        """Take up a decision: drop every step from the first operator that it concerns."""
+        self.zeros |= decision.zeros
+        self.means.update(decision.means)
+        names = {name for name, _ in decision.zeros | set(decision.means)}
+        for value in [value for value in self.cells if value.name in names]:
+            del self.cells[value]
+        first = min([self.at, *(self.first_use.get(name, 0) for name in names)])
+        self.match.rewind(self.steps[first].length)
+        dropped = [output for step in self.steps[first:] if step.node is not None for output in step.node.outputs]
+        for output in dropped:
+            self.cells.pop(output, None)
+        self.lost.difference_update(dropped)
+        del self.steps[first:]
+
+    # ---- results
+    @property
+    def equations(self) -> list[Equation]:
+        """What the scales have to meet."""
+        return [equation for step in self.steps for equation in step.equations]
+
+    @property
+    def failures(self) -> list[NotKept]:
+        """Why the function is not kept."""
+        return [step.failure for step in self.steps if step.failure is not None]
+
+    # ---- refusals
+    def parting(self, origin: str) -> NotKept:
+        """Say that the two models part: the target computes `origin`, which the source does not."""
+        names = self.match.names
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in self.match.target.tensors if name not in names)
+        if not layers:
+            reason = (
+                f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
+            )
+            return NotKept(reason, parts=True)
+        listed = ", ".join(f"'{name}'" for name in layers)
+        reason = (
+            f"new layers {listed} change the function: the target computes {origin}. A new layer keeps the function as "
+            "a residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
+            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not "
+            "function-preserving."
+        )
+        return NotKept(reason, parts=True)
+
+    def new_here(self) -> Cell:
+        """A cell that the source does not compute; says what it computes instead."""
+        node, step = self.step.node, self.step
+        if node is None:
+            raise LookupError("no operator is under way")
+        others = [item for item in self.match.alternatives(node) if item.name != node.name]
+        instead = f", where the source computes {others[0].op} in {others[0].where}" if others else ""
+        origin = step.difference or f"{node.place}{instead}"
+        if any(value in self.match.values for value in node.tensors() if value.name is None):
+            step.parted = origin
+        return Cell(Kind.NEW, origin=origin)
+
+    def describe(self, growing: Sequence[Axis]) -> str:
+        """Say which axes grow, by the place where each was first met."""
+        parts = []
+        for atom in dict.fromkeys(growing):
+            place = self.match.places.get(atom, "a new layer's axis")
+            parts.append(f"{place} ({self.match.old_size(atom)} -> {atom.size})")
+        return ", ".join(parts) or "a value that the source does not have"
+
+    def keep_positions(self, node: Node, axes: Iterable[Axis]) -> None:
+        """Refuse to grow axes along which an operator goes by position.
+
+        Raises:
+            NotKept: One of them grows.
+        """
+        growing = self.match.growing(axes)
+        if growing:
+            raise NotKept(
+                f"{node.place} goes by position along {self.describe(growing)}: new units would move the others. Keep "
+                "this size as it is.",
+                growing,
+            )
+
+    # ---- scales
+    def equal(self, first: Scale, second: Scale, node: Node) -> None:
+        """Require two factors to be equal."""
+        self.step.equations.append(Equation(first - second, node.place))
+
+    def unscaled(self, cells: Iterable[Cell], node: Node) -> None:
+        """Require cells to have the source's own scale."""
+        for cell in cells:
+            if cell.kind in (Kind.KEPT, Kind.MEAN):
+                self.equal(cell.scale, ONE, node)
+
+    def free_number(self, name: str) -> Scale:
+        """The factor that a number argument takes up: none, unless it may change."""
+        if (self.at, name) not in self.choice.free_numbers:
+            return ONE
+        self.step.numbers.add((self.at, name))
+        return number_variable(self.at, name)
+
+    # ---- cells
+    def of(self, value: Value) -> Cells:
+        """The cells of a value; those of parameters, inputs and constants are made on first use."""
+        if value not in self.cells:
+            self.cells[value] = self.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
+        cells = self.cells[value]
+        if value not in self.initial_states.read.get(self.at, ()):
+            return cells
+        return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
+
+    def each_cell(self, axes: Sequence[Axis], make: Callable[[tuple[int, ...], list[Slot]], Cell]) -> Cells:
+        """The cells of a value with these axes: `make(index, slots)` of every combination of slots."""
+        grid = [self.layout.slots(axis) for axis in axes]
+        place = lambda index: [along[number] for along, number in zip(grid, index, strict=True)]  # noqa: E731
+        return filled(map(len, grid), lambda index: make(index, place(index)))
+
+    def _given(self, value: Value, index: tuple[int, ...], slots: list[Slot]) -> Cell:
+        if value.name is not None and value.constant is None:
+            return self._parameter_cell(value, value.name, index, slots)
+        if is_wanted(slots):
+            return kept()
+        if value.constant is not None and not value.constant.any():
+            return CONSTANT_ZERO
+        return Cell(Kind.NEW, origin="new entries of an input or a constant")
+
+    def _parameter_cell(self, value: Value, name: str, index: tuple[int, ...], slots: list[Slot]) -> Cell:
+        entry, wanted, known = (name, index), is_wanted(slots), name in self.match.names
+        if entry in self.zeros:
+            return ZERO
+        if entry in self.means:
+            return self._mean_cell(value, name, index, self.means[entry])
+        if known and wanted:
+            scalable = value.trained and name not in self.roles.offsets
+            return kept(variable(name, index) if scalable else ONE)
+        if name in self.choice.identities and wanted:
+            return Cell(Kind.IDENTITY)
+        sources = frozenset([entry]) if value.trained else None
+        origin = f"new units of '{name}'" if known else f"the new layer's '{name}'"
+        return Cell(Kind.NEW, sources=sources, mean_sources=sources, direct=value.trained, origin=origin)
+
+    def _mean_cell(self, value: Value, name: str, index: tuple[int, ...], atom: Axis) -> Cell:
+        """The mean, over the source's units of `atom`, of the cell beside it."""
+        base = tuple(
+            _beside(self.layout.slots(axis), number, atom) for axis, number in zip(value.axes, index, strict=True)
+        )
+        slots = [self.layout.slots(axis)[number] for axis, number in zip(value.axes, base, strict=True)]
+        beside = self._parameter_cell(value, name, base, slots)
+        if beside.kind is Kind.KEPT:
+            return Cell(Kind.MEAN, beside.scale, atom=atom)
+        return beside if beside.kind is Kind.ZERO else replace(beside, sources=None, mean_sources=None, direct=False)
+
+
+def _beside(slots: list[Slot], number: int, atom: Axis) -> int:
+    """The slot with the source's units of `atom` where slot `number` has the new ones."""
+    if atom not in slots[number].new_atoms():
+        return number
+    wanted = tuple((item, "kept" if item is atom else part) for item, part in slots[number].coordinates)
+    return next(other for other, slot in enumerate(slots) if slot.coordinates == wanted)
+
+
+def number_variable(node: int, name: str) -> Scale:
+    """The free factor of a number argument."""
+    return variable(f"{name} of operator {node}", ())
+
+
+def _first_uses(trace: Trace) -> dict[str, int]:
+    uses: dict[str, int] = {}
+    for number, node in enumerate(trace.nodes):
+        for value in node.tensors():
+            if value.name is not None:
+                uses.setdefault(value.name, number)
+    return uses
+
+
+def _draws(trace: Trace) -> list[object]:
+    """What is drawn, in order: under one seed the same draws give the same numbers."""
+    random = [node for node in trace.nodes if is_random(node)]
+    return [(node.op, [[axis.size for axis in value.axes] for value in node.outputs]) for node in random]
+
+
+def _weights(trace: Trace) -> set[Value]:
+    """The values that are parameters, or made of parameters, buffers and constants."""
+    weights = {value for value in trace.tensors.values() if value.trained}
+    for node in trace.nodes:
+        values = node.tensors()
+        given = [value for value in values if value.constant is None and (value.trained or value.name is None)]
+        if given and weights.issuperset(given):
+            weights.update(node.outputs)
+    return weights
