@@ -1,7 +1,9 @@
 """Grow a run on resume: the callback."""
 
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
 from torch import nn
 from torch.nn import Parameter
+from typing_extensions import Unpack
 
-from lightning_grow.apply.new_outputs import NewOutputs
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
@@ -20,7 +22,8 @@ from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import find_param_names, record_architecture, restore_attributes
 from lightning_grow.files.sharded import check_sharded
-from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
+from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.optimizers import (
     CarriedState,
@@ -38,6 +41,19 @@ STANDS_FOR = "lightning_grow_stands_for"
 """On a function that stands in front of another: the one behind it."""
 
 
+class ArchTransferOptions(GrowthOptions, total=False):
+    """All keyword arguments of `ArchTransfer`, for what takes them in its place; see there."""
+
+    optimizer: Choice
+    scheduler: Schedule | None
+    num_warmup_steps: int | None
+    warmup_start_factor: float
+    warmup_scope: Scope | None
+    warmup_shape: Shape
+    source: Source | None
+    reset_monitors: bool
+
+
 class ArchTransfer(Callback):
     """Resume a run with a bigger network: ``Trainer(callbacks=[ArchTransfer()])``, then ``fit(..., ckpt_path=...)``.
 
@@ -45,7 +61,7 @@ class ArchTransfer(Callback):
     Where nothing differs, nothing happens, and the resume is Lightning's own.
 
     Args:
-        strategy: What new units start as: a name of `list_strategies`, or a strategy.
+        strategy: See `GrowthOptions`.
         optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments
             where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, while
             new ones warm up alone and, under Adam and AdamW, gather moments of their own (Sparkling, 2026). Another
@@ -58,22 +74,14 @@ class ArchTransfer(Callback):
         warmup_scope: "all" entries, only the "new" ones, or only those of the "source"; when None, "new" if
             `optimizer` is "asymmetric", else "all".
         warmup_shape: "linear", or half a "cosine".
-        example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
-            `example_input_array` when None.
-        forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
         source: A callable ``hparams -> nn.Module``, for modules that ``type(module)(**hparams)`` cannot build again.
-        allow_input_growth: Whether inputs may be added; they are read with zeros.
-        allow_output_growth: Whether outputs may be added.
-        drop_inputs: Names of inputs that the module may lack, or patterns of them ("rsi*"); needs `input_names`.
-        new_action_prob: The total probability that new discrete actions begin with, as in `grow`.
-        new_log_std: What new entries of a Gaussian policy's log_std begin with, as in `grow`.
-        verify: Whether source and target are compared on the example inputs.
-        tolerance: Largest relative difference that counts as equal; ten times the rounding floor when None.
-        seed: Of the new entries' values.
         reset_monitors: Whether ModelCheckpoint and EarlyStopping forget the scores of the smaller network.
+        **options: The others of `GrowthOptions`.
 
     Raises:
-        ValueError: A choice or a warm-up setting is not one of those above.
+        ValueError: A choice or a setting is not one of those above.
+        UnknownStrategy: No strategy has that name.
+        TypeError: There is no such option.
 
     >>> ArchTransfer(optimizer="rest")
     Traceback (most recent call last):
@@ -90,24 +98,16 @@ class ArchTransfer(Callback):
         warmup_start_factor: float = 0.1,
         warmup_scope: Scope | None = None,
         warmup_shape: Shape = "linear",
-        example_inputs: Any = None,
-        forward: Callable[..., Any] | None = None,
         source: Source | None = None,
-        allow_input_growth: bool = False,
-        allow_output_growth: bool = False,
-        drop_inputs: Sequence[str] = (),
-        new_action_prob: float | None = None,
-        new_log_std: float | None = None,
-        verify: bool = True,
-        tolerance: float | None = None,
-        seed: int = 0,
         reset_monitors: bool = False,
+        **options: Unpack[OptionsBesideStrategy],
     ) -> None:
+        own = {*inspect.signature(type(self)).parameters, *ArchTransferOptions.__optional_keys__} - {"options"}
+        self.options = check_options({"strategy": strategy, **options}, type(self).__name__, *sorted(own - {*NAMES}))
         if optimizer not in ("reset", "transfer", "asymmetric"):
             raise ValueError(f"Expected optimizer to be 'reset', 'transfer' or 'asymmetric', but got {optimizer!r}.")
         if scheduler not in (None, "reset", "keep"):
             raise ValueError(f"Expected scheduler to be 'reset', 'keep' or None, but got {scheduler!r}.")
-        self.strategy = strategy
         self.optimizer: Choice = optimizer
         self.scheduler: Schedule = scheduler or ("reset" if optimizer == "reset" else "keep")
         steps = 0 if optimizer == "transfer" else DEFAULT_WARMUP_STEPS
@@ -116,19 +116,6 @@ class ArchTransfer(Callback):
         self.warmup_scope: Scope = warmup_scope or ("new" if optimizer == "asymmetric" else "all")
         self.source = source
         self.reset_monitors = reset_monitors
-        self.options: dict[str, Any] = {
-            "strategy": strategy,
-            "example_inputs": example_inputs,
-            "forward": forward,
-            "allow_input_growth": allow_input_growth,
-            "allow_output_growth": allow_output_growth,
-            "drop_inputs": tuple(drop_inputs),
-            "new_action_prob": new_action_prob,
-            "new_log_std": new_log_std,
-            "verify": verify,
-            "tolerance": tolerance,
-            "seed": seed,
-        }
         if optimizer == "asymmetric" and not (self.warmup_scope == "new" and self.num_warmup_steps):
             raise ValueError(
                 "Expected optimizer='asymmetric' with warmup_scope='new' and num_warmup_steps of 1 or more, in which "
@@ -136,7 +123,6 @@ class ArchTransfer(Callback):
                 "Use optimizer='transfer' for moments that start at the size of the old ones."
             )
         self._make_warmup()  # a wrong setting is an error here, not hours later
-        NewOutputs(new_action_prob, new_log_std)
         self._forget()
         self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 
@@ -153,8 +139,6 @@ class ArchTransfer(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand at the two places a checkpoint passes through before its weights load."""
-        if isinstance(self.strategy, str):
-            find_strategy(self.strategy)  # unknown: said before any file is read
         if stage == "fit":
             self._forget()
         self._step_aside()
@@ -249,7 +233,7 @@ class ArchTransfer(Callback):
             if fitting:
                 check_total(trainer, checkpoint)
         options = self._find_options(trainer)
-        growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **options)
+        growth = grow_checkpoint(checkpoint, pl_module, options, path=self._path, source=self.source)
         if example is not None:
             pl_module.example_input_array = example
         restore_attributes(pl_module, checkpoint)
@@ -284,12 +268,9 @@ class ArchTransfer(Callback):
         _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
-    def _find_options(self, trainer: Trainer) -> dict[str, Any]:
-        """The options of `transfer`, with the example inputs as the module gets its batches."""
-        return {
-            **self.options,
-            "example_inputs": trainer.precision_plugin.convert_input(self.options["example_inputs"]),
-        }
+    def _find_options(self, trainer: Trainer) -> Options:
+        """The options, with the example inputs as the module gets its batches."""
+        return replace(self.options, example_inputs=trainer.precision_plugin.convert_input(self.options.example_inputs))
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
         parameters = _parameters(pl_module)

@@ -10,15 +10,22 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map
+from typing_extensions import Unpack
 
-from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, in_precision, print_report
+from lightning_grow.callbacks.arch_transfer import (
+    ArchTransfer,
+    ArchTransferOptions,
+    find_callbacks,
+    in_precision,
+    print_report,
+)
 from lightning_grow.callbacks.plateau import Plateau
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain
 from lightning_grow.files.rebuild import build_module, configure
 from lightning_grow.files.record import checkpoint_hparams, restore_attributes
-from lightning_grow.grow import Transfer, paired_inputs, plan_growth
+from lightning_grow.grow import Transfer, make_growth_plan, paired_inputs
 from lightning_grow.living.become import Contested, become
 from lightning_grow.living.live import float_type, same_function
 from lightning_grow.living.rollback import all_or_nothing
@@ -26,9 +33,6 @@ from lightning_grow.living.trainable import Trainable
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.growth_plan import refuse
 from lightning_grow.trace.untouched import untouched_rng
-
-PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth", "drop_inputs")
-"""The options that a plan depends on."""
 
 
 class GrowthSchedule(ArchTransfer):
@@ -47,7 +51,7 @@ class GrowthSchedule(ArchTransfer):
         at: At which `trainer.global_step` (optimizer steps) each stage begins, ascending.
         on_plateau: Instead of `at`: grow when a logged value has stopped getting better, as a dict of "monitor" (its
             name), "patience" (epochs, 5 by default), "mode" ("min" by default, or "max"), "min_delta" (0 by default).
-        **options: The arguments of `ArchTransfer`.
+        **options: The keyword arguments of `ArchTransfer`, those of `GrowthOptions` among them.
 
     Raises:
         ValueError: Not exactly one of `at` and `on_plateau`, a list of another length or order, or a stage of values
@@ -66,7 +70,7 @@ class GrowthSchedule(ArchTransfer):
         stages: Sequence[Mapping[str, Any]],
         at: Sequence[int] | None = None,
         on_plateau: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[ArchTransferOptions],
     ) -> None:
         super().__init__(**options)
         if (at is None) == (on_plateau is None):
@@ -119,7 +123,7 @@ class GrowthSchedule(ArchTransfer):
         for number in range(current + 1, len(self.stages) + 1):
             small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
             with _naming_stage(number):
-                plan = plan_growth(small, large, **{key: options[key] for key in PLANNED})
+                plan = make_growth_plan(small, large, options)
                 refuse(plan)
                 if plan.is_trivial:
                     raise RefusedGrowth(f"{self.stages[number - 1]} changes no shape. Leave it out, or make it bigger.")
@@ -201,7 +205,7 @@ class GrowthSchedule(ArchTransfer):
         modules = [pl_module, *(average.module for average in _find_averages(trainer))]
         options = self._find_options(trainer)
         with _naming_stage(stage):
-            growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **options)
+            growth = grow_checkpoint(checkpoint, target, options, path=f"stage {own}", source=self.source)
         if growth is None:
             return
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
@@ -247,9 +251,9 @@ class GrowthSchedule(ArchTransfer):
         if report.tolerance is None or not report.function_preserving:
             return nullcontext([])
         options = self._find_options(modules[0].trainer)
-        examples = find_examples(modules[0], target, options["example_inputs"], options["forward"])
+        examples = find_examples(modules[0], target, options.example_inputs, options.forward)
         inputs = paired_inputs(transfer.plan, *examples)
-        return same_function(modules, *inputs, self.options["forward"], report.tolerance)
+        return same_function(modules, *inputs, options.forward, report.tolerance)
 
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[Contested]:
         """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""
@@ -268,7 +272,7 @@ class GrowthSchedule(ArchTransfer):
         name: Any = getattr(pl_module, "_hparams_name", None)
         hparams = self._hparams(pl_module, stage)
         with untouched_rng():
-            torch.manual_seed(self.options["seed"] + stage)
+            torch.manual_seed(self.options.seed + stage)
             try:
                 return in_precision(pl_module.trainer, configure(build_module(pl_module, hparams, self.source, name)))
             except Exception as error:  # any code may run in an __init__

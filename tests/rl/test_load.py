@@ -77,7 +77,7 @@ def test_other_names_are_renamed(path):
     file["pi"] = {f"network.{name}": tensor for name, tensor in file.pop("actor").items()}
     file["v"] = file.pop("critic")
     torch.save(file, path)
-    target.load_with_transfer(path, rename={"pi.network": "actor", "v": "critic"})
+    target.load_with_transfer(path, rename={"actor": "pi.network", "agent.critic": "v"})
     assert_same_function(source, target)
 
 
