@@ -26,7 +26,6 @@ from lightning_grow.plan.interpret.interpret import Choice, State, find_initial_
 from lightning_grow.plan.scale import Scale, Variable, solve, variable
 from lightning_grow.plan.tensor_plan import CellPlan, TensorPlan
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.meanings import Normalize
 from lightning_grow.trace.tape import Node, Value
 
 
@@ -246,13 +245,10 @@ class _Draft:
 
     @cached_property
     def gains(self) -> frozenset[str]:
-        """The parameters that scale a norm's output."""
-        return frozenset(
-            meaning.scale.name
-            for node in self.new.nodes
-            for meaning in node.meaning
-            if isinstance(meaning, Normalize) and meaning.scale is not None and meaning.scale.name is not None
-        )
+        """The parameters with one entry per unit that another tensor is multiplied with."""
+        products = (node for node in self.new.nodes if node.name == "mul" and len(node.tensors()) == 2)
+        names = (self.both.roles.gain(value) for node in products for value in node.tensors())
+        return frozenset(name for name in names if name is not None)
 
     # ---- the finished plan
     def tensors(self, names: list[str]) -> dict[str, TensorPlan]:

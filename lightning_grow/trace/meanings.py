@@ -40,12 +40,10 @@ class Pointwise:
     Args:
         inputs: The tensors.
         function: What is computed, where it is not the operator itself.
-        views: `(count, cells) -> cells` for each input, where an input is used in part.
     """
 
     inputs: tuple[Value, ...]
     function: Callable[..., Any] | None = None
-    views: tuple[Callable[..., Cells], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,27 +82,6 @@ class Reduce:
     kind: str
     keepdim: bool
     number: float = 0.0
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """A norm over `dims`: "layer" subtracts the mean, "rms" does not; "batch" takes its statistics per unit."""
-
-    input: Value
-    dims: tuple[int, ...]
-    kind: str
-    scale: Value | None
-    shift: Value | None
-    statistics: tuple[Value, ...] = ()
-    group: tuple[Axis, ...] = ()
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """A distribution over `dim`."""
-
-    input: Value
-    dim: int
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,9 @@ from lightning_grow.trace.meanings import (
     Contract,
     Create,
     Lookup,
-    Normalize,
-    Pointwise,
     Rearrange,
     Reduce,
     Scatter,
-    Softmax,
 )
 from lightning_grow.trace.table import RULES, Call, Output, axis_rule, create, fresh, opaque, pointwise
 from lightning_grow.trace.tape import VIEWS, Value
@@ -418,54 +415,6 @@ def _numbered(call: Call, kind: str) -> tuple[str, float]:
     return "max" if number == float("inf") else "any" if kind == "norm" and number <= 0 else kind, number
 
 
-@axis_rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def softmax(call: Call) -> list[Output]:
-    """A distribution over one dimension."""
-    return [(list(call.input.axes), Softmax(call.input, call["dim"] % len(call.input.axes)))]
-
-
-@axis_rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(call: Call) -> list[Output]:
-    """A norm over the last dimensions."""
-    value = call.input
-    count = len(call["normalized_shape"])
-    dims = tuple(range(len(value.axes) - count, len(value.axes)))
-    scale, shift = call.get("weight"), call.get("bias")
-    for parameter in (scale, shift):
-        for axis, other in zip(value.axes[-count:], parameter.axes if parameter else [], strict=False):
-            unify(axis, other)
-    kind = "layer" if call.node.name == "native_layer_norm" else "rms"
-    statistics = [([*value.axes[:-count], *fresh([1] * count)], Reduce(value, dims, "var", True))] * (
-        len(call.shapes) - 1
-    )
-    return [(list(value.axes), Normalize(value, dims, kind, scale, shift)), *statistics]
-
-
-@axis_rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "batch_norm")
-def batch_norm(call: Call) -> list[Output]:
-    """A norm per channel: nothing is summed over units."""
-    value = call.input
-    running = tuple(item for item in (call.get("running_mean"), call.get("running_var")) if item is not None)
-    for parameter in (call.get("weight"), call.get("bias"), *running):
-        if parameter is not None:
-            unify(value.axes[1], parameter.axes[0])
-    meaning = Normalize(value, (), "batch", call.get("weight"), call.get("bias"), running)
-    return [(list(value.axes), meaning), *[(fresh(shape), Create()) for shape in call.shapes[1:]]]
-
-
-@axis_rule("native_group_norm", "group_norm")
-def group_norm(call: Call) -> list[Output]:
-    """A norm over the channels of each group."""
-    value = call.input
-    for parameter in (call.get("weight"), call.get("bias")):
-        if parameter is not None:
-            unify(value.axes[1], parameter.axes[0])
-    groups = call["group"] if "group" in call.arguments else call["num_groups"]
-    group, inner = factor(value.axes[1], [groups, value.axes[1].size // groups])
-    meaning = Normalize(value, (1,), "group", call.get("weight"), call.get("bias"), (), (group, inner))
-    return [(list(value.axes), meaning), *[(fresh(shape), Create()) for shape in call.shapes[1:]]]
-
-
 @axis_rule(
     "max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_avg_pool1d",
@@ -521,34 +470,3 @@ def topk(call: Call) -> list[Output]:
     value, dim = call.input, call["dim"] % len(call.input.axes)
     axes = [Axis(size) if number == dim else value.axes[number] for number, size in enumerate(call.shapes[0])]
     return [(list(axes), Along((value,), (dim,))) for _ in call.shapes]
-
-
-@axis_rule("glu")
-def glu(call: Call) -> list[Output]:
-    """First half times the sigmoid of the second: a cut, then pointwise."""
-    value, dim = call.input, call["dim"] % len(call.input.axes)
-    half = call.shapes[0][dim]
-    first, second = cut(value.axes[dim], [half, half])
-    unify(first, second)
-    views = (
-        lambda count, cells: cells.take(range(count(first)), axis=dim),
-        lambda count, cells: cells.take(range(count(first), 2 * count(first)), axis=dim),
-    )
-    meaning = Pointwise((value, value), lambda left, right: left * right.sigmoid(), views)
-    return [([*value.axes[:dim], first, *value.axes[dim + 1 :]], meaning)]
-
-
-@axis_rule("pixel_shuffle")
-def pixel_shuffle(call: Call) -> list[Output]:
-    """Channels are output channels by a square of pixels."""
-    value, shape = call.input, call.shapes[0]
-    lead = len(value.axes) - 3
-    channels, square = factor(value.axes[lead], [shape[lead], call["upscale_factor"] ** 2])
-    axes = [*value.axes[:lead], channels, *fresh(shape[lead + 1 :])]
-
-    def move(count: Callable[[Axis], int], cells: Any) -> Any:
-        folded = cells.reshape([*cells.shape[:lead], count(channels), count(square), -1])
-        flat = folded.take(0, axis=lead + 1).take([0], axis=lead + 1)
-        return np.broadcast_to(flat[..., None], [*cells.shape[:lead], count(channels), *map(count, axes[lead + 1 :])])
-
-    return call.rearrange(axes, move)

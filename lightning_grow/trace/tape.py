@@ -44,11 +44,21 @@ class Value:
 
 @dataclass(eq=False)
 class Node:
-    """One operator call: arguments by their schema names, with a `Value` in the place of each tensor."""
+    """One operator call.
+
+    Args:
+        op: The operator.
+        arguments: By their schema names, with a `Value` in the place of each tensor.
+        path: The module that called it.
+        whole: The composite operator (a norm, a softmax) that this one is a part of.
+        outputs: One value per tensor that it returns.
+        meaning: What each output is made of; see meanings.py.
+    """
 
     op: torch._ops.OpOverload
     arguments: dict[str, Any]
     path: str
+    whole: Node | None = None
     outputs: list[Value] = field(default_factory=list)
     meaning: list[Any] = field(default_factory=list)
 
@@ -56,6 +66,11 @@ class Node:
     def name(self) -> str:
         """The operator's name without overload and without the underscore of an in-place form."""
         return operator_name(self.op)
+
+    @property
+    def place(self) -> str:
+        """The operator that the model calls, and the module that calls it, for messages."""
+        return f"{(self.whole or self).op} in {self.where}"
 
     @property
     def where(self) -> str:

@@ -25,6 +25,7 @@ from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Opaque
 from lightning_grow.trace.table import apply_rule, has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
+from lightning_grow.trace.unfold import UNFOLDED
 from lightning_grow.trace.untouched import same_attributes, same_contents
 
 Forward = Callable[..., Any]
@@ -41,6 +42,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self.values: dict[int, Value] = {}
         self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
         self.path: list[str] = []
+        self.whole: Node | None = None
 
     def track(self, tensor: Tensor, value: Value) -> Value:
         self.values[id(tensor)] = value
@@ -59,6 +61,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
         if op is torch.ops.aten._local_scalar_dense.default:
             return self._scalar(op, args, tensors)
+        if operator_name(op) in UNFOLDED:
+            return self._unfold(op, values, args, kwargs or {})
         if not has_rule(op):
             with self:
                 simpler = _decompositions().get(op, op.decompose)(*args, **(kwargs or {}))
@@ -68,10 +72,19 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if _changes_nothing(op, tensors, result):
             self.track(result, tensors[0])
             return result
-        node = Node(op, values, self.path[-1] if self.path else "")
+        node = Node(op, values, self.path[-1] if self.path else "", self.whole)
         constant = self._constant_results(op, args, kwargs or {}, tensors)
         self._record(node, result, args, constant)
         return result
+
+    def _unfold(self, op: Any, values: dict[str, Any], args: Any, kwargs: Any) -> Any:
+        """Record a composite operator as the simple ones that it is made of."""
+        outer, self.whole = self.whole, self.whole or Node(op, values, self.path[-1] if self.path else "")
+        try:
+            with self:
+                return UNFOLDED[operator_name(op)](*args, **kwargs)
+        finally:
+            self.whole = outer
 
     def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
         if tensors[0].constant is not None:
@@ -131,7 +144,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         assert base is not None
         reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
         lost = Value([Axis(size) for size in base.shape], base.dtype)
-        self.trace.nodes.append(Node(node.op, node.arguments, node.path, [lost], [Opaque(reason)]))
+        self.trace.nodes.append(Node(node.op, node.arguments, node.path, node.whole, [lost], [Opaque(reason)]))
         self.track(base, lost)
 
 

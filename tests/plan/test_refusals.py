@@ -132,7 +132,10 @@ CASES = {
         Pair(Capped, (20.0,), (20.0, 6.0)),
         r"new layers 'layers.2' change the function: the target computes aten.hardtanh",
     ),
-    "softmax over units": (middle(lambda x: x.softmax(-1)), r"softmax over 'into.weight' axis 0 \(8 -> 12\)"),
+    "softmax over units": (
+        middle(lambda x: x.softmax(-1)),
+        r"aten._softmax.* takes a max over 'into.weight' axis 0 \(8 -> 12\)",
+    ),
     "roll": (middle(lambda x: x.roll(1, -1)), r"aten.roll.default in the model's forward goes by position along"),
     "sort": (middle(lambda x: x.sort(-1).values), r"aten.sort.* goes by position along 'into.weight' axis 0"),
     "fft": (middle(lambda x: torch.fft.fft(x).real), r"aten._fft_r2c.default .* goes by position along"),

@@ -23,10 +23,6 @@ class Micro(nn.Module):
         return self.function(self.weight)
 
 
-def norm_of(weight):
-    return F.batch_norm(weight, torch.zeros(6), torch.ones(6))
-
-
 def put_columns(weight):
     columns = torch.zeros(5, 7)
     columns[:, INDEX] = weight
@@ -86,16 +82,10 @@ CASES = {
         ((3, 4), lambda w: w.mean(1), "[3, 4]", "[3]"),
         ((3, 4), lambda w: w.sum(0, keepdim=True), "[3, 4]", "[1, 4]"),
     ],
-    "softmax": [((3, 4), lambda w: w.softmax(-1), "[3, 4]", "[3, 4]")],
-    "layer_norm": [((3, 4), lambda w: F.layer_norm(w, (4,)), "[3, 4]", "[3, 4]")],
-    "batch_norm": [((2, 6, 3), norm_of, "[2, 6, 3]", "[2, 6, 3]")],
-    "group_norm": [((2, 6, 3), lambda w: F.group_norm(w, 2), "[2, (2*3), 3]", "[2, (2*3), 3]")],
     "spatial": [((2, 3, 8, 8), lambda w: F.max_pool2d(w, 2), "[2, 3, 8, 8]", "[2, 3, 4, 4]")],
     "pad": [((2, 3), lambda w: F.pad(w, (1, 1)), "[2, 3]", "[2, 5]")],
     "along": [((2, 3), lambda w: w.cumsum(1), "[2, 3]", "[2, 3]"), ((2, 3), lambda w: w.flip(0), "[2, 3]", "[2, 3]")],
     "topk": [((2, 5), lambda w: w.topk(3).values, "[2, 5]", "[2, 3]")],
-    "glu": [((2, 6), lambda w: F.glu(w), "[2, (3+3)]", "[2, 3]")],
-    "pixel_shuffle": [((1, 8, 3, 3), lambda w: F.pixel_shuffle(w, 2), "[1, (2*4), 3, 3]", "[1, 2, 6, 6]")],
 }
 
 

@@ -171,8 +171,10 @@ def test_a_choice_by_the_input_needs_real_tensors():
 
 def test_every_operator_names_its_module():
     source, _, inputs = PAIRS["residual stream"].make()
-    paths = {node.path for node in trace(source, inputs).nodes if node.name == "native_layer_norm"}
-    assert paths == {"blocks.0.0", "blocks.1.0", "norm"}
+    parts = [node for node in trace(source, inputs).nodes if node.whole is not None]
+    assert {node.whole.name for node in parts} == {"native_layer_norm"}
+    assert {node.path for node in parts} == {"blocks.0.0", "blocks.1.0", "norm"}
+    assert parts[0].place == "aten.native_layer_norm.default in 'blocks.0.0'"
 
 
 def test_constants_are_computed_and_weights_are_not():

@@ -160,7 +160,7 @@ def _silence(state: State, node: Node, bad: list[_Term]) -> Exception:
     if not growing:
         return state.part(origin)
     return state.fail(
-        f"{node.op} in {node.where} mixes {origin} into what the source computes over {state.describe(growing)}; no "
+        f"{node.place} mixes {origin} into what the source computes over {state.describe(growing)}; no "
         f"parameter can be set to 0 to prevent it. Keep this size, or use a multiple of it.",
         growing,
     )
@@ -195,7 +195,7 @@ def multiplicity(state: State, node: Node, atom: Axis) -> float:
     old = state.pairing.old_size(atom)
     if atom.size % old:
         raise state.fail(
-            f"{node.op} in {node.where} sums over {state.describe([atom])}, whose copies cannot be read in shares; use "
+            f"{node.place} sums over {state.describe([atom])}, whose copies cannot be read in shares; use "
             f"a multiple of {old}.",
             [atom],
         )

@@ -56,13 +56,19 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
     makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
     roots: dict[Value, frozenset[Value]] = {}
     read: dict[int, frozenset[Value]] = {}
-    computed, sums = set[Value](), set[tuple[int, ...]]()
+    computed, shown, sums = set[Value](), set[Value](), set[tuple[int, ...]]()
     for at, node in enumerate(trace.nodes):
         roots.update(
             {value: frozenset([value]) for value in node.tensors() if value not in roots and _is_zero(value, grows)}
         )
         states = frozenset(value for value in node.tensors() if value in roots)
-        if not states or (not _moves(node) and (_chooses(node) or _is_shown(node, trace, roots, makers))):
+        if not _moves(node) and (states or not shown.isdisjoint(node.tensors())):
+            if _chooses(node):
+                continue
+            if _is_shown(node, trace, {*roots, *shown}, makers):
+                shown.update(node.outputs)
+                continue
+        if not states:
             continue
         if _begins_sum(node, trace, states):
             sums.update(map(_shape, states))
@@ -124,12 +130,12 @@ def _chooses(node: Node) -> bool:
     return isinstance(node.meaning[0], Pointwise) and probed_operator(node, ()).chooses()
 
 
-def _is_shown(node: Node, trace: Trace, roots: dict[Value, Any], makers: dict[Value, tuple[Node, int]]) -> bool:
+def _is_shown(node: Node, trace: Trace, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
     """Whether the tape does the same with what became of the state."""
-    return any(_is_next(node, other, roots, makers) for other in trace.nodes)
+    return any(_is_next(node, other, states, makers) for other in trace.nodes)
 
 
-def _is_next(node: Node, other: Node, roots: dict[Value, Any], makers: dict[Value, tuple[Node, int]]) -> bool:
+def _is_next(node: Node, other: Node, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
     """Whether `other` does with a computed state what `node` does with the initial one."""
     if other is node or (other.op, other.path) != (node.op, node.path):
         return False
@@ -137,8 +143,8 @@ def _is_next(node: Node, other: Node, roots: dict[Value, Any], makers: dict[Valu
     if [ours.index(value) for value in ours] != [theirs.index(value) for value in theirs]:
         return False
     return all(
-        later not in roots and later.constant is None and _units(first) == _units(later)
-        if first in roots
+        later not in states and later.constant is None and _units(first) == _units(later)
+        if first in states
         else _history(first, makers, _DEPTH) == _history(later, makers, _DEPTH)
         for first, later in zip(ours, theirs, strict=True)
     )

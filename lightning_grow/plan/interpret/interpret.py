@@ -20,7 +20,7 @@ from lightning_grow.plan.interpret.initial_states import find_initial_states
 from lightning_grow.plan.interpret.move import along, create, lookup, opaque, rearrange, scatter
 from lightning_grow.plan.interpret.pointwise import pointwise
 from lightning_grow.plan.interpret.state import State, is_random, number_variable
-from lightning_grow.plan.interpret.statistics import normalize, reduce, softmax
+from lightning_grow.plan.interpret.statistics import reduce
 from lightning_grow.plan.scale import Equation
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import (
@@ -29,13 +29,11 @@ from lightning_grow.trace.meanings import (
     Contract,
     Create,
     Lookup,
-    Normalize,
     Opaque,
     Pointwise,
     Rearrange,
     Reduce,
     Scatter,
-    Softmax,
 )
 from lightning_grow.trace.tape import Node, Value
 
@@ -46,13 +44,11 @@ _HANDLERS: dict[type, Callable[[State, Node, Value, Any], Cells]] = {
     Contract: contract,
     Create: create,
     Lookup: lookup,
-    Normalize: normalize,
     Opaque: opaque,
     Pointwise: pointwise,
     Rearrange: rearrange,
     Reduce: reduce,
     Scatter: scatter,
-    Softmax: softmax,
 }
 
 
@@ -86,7 +82,7 @@ def _step(state: State, node: Node) -> None:
     if state.found is not None:
         for old, new in zip(state.found.outputs, node.outputs, strict=True):
             for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True)):
-                state.pairing.pair(one, other, f"the output of {node.op} in {node.where} axis {dim}")
+                state.pairing.pair(one, other, f"the output of {node.place} axis {dim}")
         _pair_constants(state, node, state.found)
     for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
         state.twins.twin[output] = state.found.outputs[number] if state.found else None
@@ -106,7 +102,7 @@ def _pair_constants(state: State, node: Node, found: Node) -> None:
     for old, new in zip(found.tensors(), node.tensors(), strict=True):
         for one, other in zip(old.axes, new.axes, strict=False) if new.constant is not None else ():
             if one.size == other.size and not any(state.pairing.old_size(atom) for atom in atoms(other)):
-                state.pairing.pair(one, other, f"a constant of {node.op} in {node.where}")
+                state.pairing.pair(one, other, f"a constant of {node.place}")
 
 
 def _fits(state: State, candidate: Node, node: Node) -> bool:

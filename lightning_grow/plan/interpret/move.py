@@ -29,7 +29,7 @@ def _expand_more(state: State, node: Node, output: Value, value: Value) -> None:
     if twin is None or len(value.axes) != len(output.axes):
         return
     for dim, (old, new) in enumerate(zip(twin.axes, output.axes, strict=True)):
-        state.pairing.pair(old, new, f"the output of {node.op} in {node.where} axis {dim}")
+        state.pairing.pair(old, new, f"the output of {node.place} axis {dim}")
     state.twins.twin[output] = twin
 
 
@@ -37,7 +37,7 @@ def create(state: State, node: Node, output: Value, meaning: Create) -> Cells:
     """A tensor made of what is not known, or random: the source's own where both models draw alike."""
     if state.found is not None and is_random(node) and state.draws_alike:
         return state.filled(output, lambda _: kept())
-    return state.filled(output, lambda _: Cell(Kind.NEW, origin=f"{node.op} in {node.where}"))
+    return state.filled(output, lambda _: Cell(Kind.NEW, origin=f"{node.place}"))
 
 
 def opaque(state: State, node: Node, output: Value, meaning: Opaque) -> Cells:
@@ -59,7 +59,7 @@ def lookup(state: State, node: Node, output: Value, meaning: Lookup) -> Cells:
     """Rows of a table: the example's indices are the source's, so are the rows."""
     table, index = state.of(meaning.table), state.of(meaning.index)
     if any(cell.kind is not Kind.KEPT for cell in index.flat):
-        raise state.fail(f"{node.op} in {node.where} is indexed by new entries; keep what it indexes by as it is.")
+        raise state.fail(f"{node.place} is indexed by new entries; keep what it indexes by as it is.")
     slots = state.layout.slots(meaning.table.axes[meaning.dim])
     row = next((number for number, slot in enumerate(slots) if not slot.is_new), 0)
     rows = table[(*[slice(None)] * meaning.dim, row, ...)]  # an array, even of a table without columns
@@ -88,7 +88,7 @@ def scatter(state: State, node: Node, output: Value, meaning: Scatter) -> Cells:
     for item in meaning.indices:
         fixed = item.constant is not None and constant_cell(state, node, item) is None
         if not fixed and any(cell.kind is not Kind.KEPT for cell in state.of(item).flat):
-            raise state.fail(f"{node.op} in {node.where} is indexed by new entries; keep what it indexes by as it is.")
+            raise state.fail(f"{node.place} is indexed by new entries; keep what it indexes by as it is.")
     base, value = state.of(meaning.base), state.of(meaning.value)
     for dim in meaning.inner:
         value = value.take([0], axis=dim)
@@ -115,7 +115,7 @@ def _keep_positions(state: State, node: Node, value: Value, dims: tuple[int, ...
     growing = [atom for dim in dims for atom in _grown(state, value.axes[dim])]
     if growing:
         raise state.fail(
-            f"{node.op} in {node.where} goes by position along {state.describe(growing)}: new units would move the "
+            f"{node.place} goes by position along {state.describe(growing)}: new units would move the "
             "others. Keep this size as it is.",
             growing,
         )

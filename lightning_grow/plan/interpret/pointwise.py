@@ -47,11 +47,9 @@ def pointwise(state: State, node: Node, output: Value, meaning: Pointwise) -> Ce
 def _inputs(state: State, node: Node, meaning: Pointwise, shape: list[int]) -> list[Cells]:
     """The inputs' cells, broadcast; a constant's are the source's times one factor."""
     arrays = []
-    for number, value in enumerate(meaning.inputs):
+    for value in meaning.inputs:
         constant = constant_cell(state, node, value)
         cells = state.of(value)
-        if meaning.views is not None:
-            cells = meaning.views[number](state.layout.count, cells)
         if constant is not None:
             cells = filled(cells.shape, lambda _, cell=constant: cell)  # type: ignore[misc]
         arrays.append(np.broadcast_to(cells, shape))
@@ -72,8 +70,7 @@ def changed_number(state: State, node: Node, name: str) -> Scale:
         return ONE
     if not isinstance(old, (int, float)) or not isinstance(value, (int, float)) or old * value <= 0:
         raise state.fail(
-            f"{node.op} in {node.where} uses the constant {value} where the source uses {old}; make it the same in "
-            "both models."
+            f"{node.place} uses the constant {value} where the source uses {old}; make it the same in both models."
         )
     return shifted(value / old)
 
@@ -93,7 +90,7 @@ def constant_cell(state: State, node: Node, new: Value) -> Cell | None:
     if ratio is None or (growing and ratio != 1.0):
         name = f"buffer '{new.name}'" if new.name else "a constant"
         raise state.fail(
-            f"{name} used by {node.op} in {node.where} has other values at the source's positions once "
+            f"{name} used by {node.place} has other values at the source's positions once "
             f"{state.describe(growing)} grows. Grow another size (the number of heads instead of the head size).",
             growing,
         )
@@ -144,7 +141,7 @@ def combine(
     if state.found is None:
         return _combine_unmatched(state, node, function, inputs, zeros, rest, wanted, passed)
     if zeros and not wanted:  # what is 0 for new units is not 0 for the source's: the result is not alike along them
-        return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
+        return Cell(Kind.NEW, origin=f"{node.place}")
     scale = _scale(state, node, function, inputs, zeros)
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     if not means:
@@ -154,7 +151,7 @@ def combine(
     one_axis = len({inputs[i].atom for i in means}) == 1
     if one_axis and function.averages(means):
         return Cell(Kind.MEAN, scale, atom=inputs[min(means)].atom)
-    return Cell(Kind.NEW, origin=f"{node.op} in {node.where}")
+    return Cell(Kind.NEW, origin=f"{node.place}")
 
 
 def _is_centred(state: State, node: Node, which: int) -> bool:

@@ -80,7 +80,7 @@ class State:
         """Say what the target computes that the source does not, and what the source does instead."""
         others = [item for item in self.twins.alternatives(node) if item.name != node.name]
         instead = f", where the source computes {others[0].op} in {others[0].where}" if others else ""
-        reason = f"{node.op} in {node.where}{instead}"
+        reason = f"{node.place}{instead}"
         if any(self.twins.twin.get(value) is not None for value in node.tensors() if value.name is None):
             self.parted.setdefault(self.at, reason)
         return reason
@@ -96,7 +96,7 @@ class State:
     # ---- scales
     def equal(self, first: Scale, second: Scale, node: Node) -> None:
         """Require two factors to be equal."""
-        self.equations.append(Equation(first - second, f"{node.op} in {node.where}", self.at))
+        self.equations.append(Equation(first - second, f"{node.place}", self.at))
 
     def unscaled(self, cell: Cell, node: Node) -> None:
         """Require a cell to have the source's own scale."""

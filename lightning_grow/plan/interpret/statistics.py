@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from lightning_grow.plan.cells import LOST, ZERO, Cell, Kind, Slot, filled, kept
 from lightning_grow.plan.interpret.contract import multiplicity
 from lightning_grow.plan.interpret.decisions import Commit
-from lightning_grow.plan.interpret.pointwise import combine
-from lightning_grow.plan.interpret.probed import ADD, MULTIPLY
 from lightning_grow.plan.interpret.state import State, origins, union
 from lightning_grow.plan.scale import ONE, Scale, shifted
-from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.meanings import Cells, Normalize, Reduce, Softmax
+from lightning_grow.trace.axes import Axis, resolve
+from lightning_grow.trace.meanings import Cells, Reduce
 from lightning_grow.trace.tape import Node, Value
 
 Member = tuple[Cell, list[Slot]]  # a cell under a statistic, and where it lies along the reduced dimensions
@@ -67,8 +64,7 @@ def _not_scaled(state: State, node: Node, cell: Cell, copied: list[Axis]) -> Cel
     """A product, a logsumexp, the place of a maximum: neither a factor nor copies come out as a factor."""
     if copied:
         raise state.fail(
-            f"{node.op} in {node.where} runs over {state.describe(copied)}, whose copies would change it. Keep this "
-            "size.",
+            f"{node.place} runs over {state.describe(copied)}, whose copies would change it. Keep this size.",
             copied,
         )
     state.unscaled(cell, node)
@@ -103,7 +99,7 @@ def admit(state: State, node: Node, kind: str, added: list[Member], only: Axis |
         old = state.pairing.old_size(growing[0])
         copies = f"Use a multiple of {old}, so that they can be copies, or keep" if growing[0].size % old else "Keep"
         raise state.fail(
-            f"{node.op} in {node.where} takes a {kind} over {state.describe(growing)}: {origins([cell])} would change "
+            f"{node.place} takes a {kind} over {state.describe(growing)}: {origins([cell])} would change "
             f"it. {copies} this size.",
             growing,
         )
@@ -131,121 +127,3 @@ def _shift(state: State, node: Node, meaning: Reduce, added: list[Member], copie
     if old <= meaning.number:
         return ONE  # no number in either model
     return shifted(copies * (old - meaning.number) / (new - meaning.number)) * (0.5 if meaning.kind == "std" else 1.0)
-
-
-def normalize(state: State, node: Node, output: Value, meaning: Normalize) -> Cells:
-    """A norm, then its gain and bias."""
-    cells, grid = state.of(meaning.input), state.layout.grid(meaning.input.axes)
-    if state.found is not None:
-        _same_eps(state, node, state.found)
-    gains, shifts = (_along_channels(state, item, meaning, cells) for item in (meaning.scale, meaning.shift))
-    result = filled(cells.shape, lambda _: LOST)
-    for index in np.ndindex(cells.shape):
-        slots = [along[number] for along, number in zip(grid, index, strict=True)]
-        unit = _normalized(state, node, meaning, index, slots)
-        for function, parameter in ((MULTIPLY, gains), (ADD, shifts)):
-            if parameter is not None:
-                unit = combine(state, node, function, [unit, parameter[index]], slots, set())
-        result[index] = unit
-    return result
-
-
-def _same_eps(state: State, node: Node, found: Node) -> None:
-    new, old = node.arguments.get("eps"), found.arguments.get("eps")
-    if new != old:
-        raise state.fail(f"{node.op} in {node.where} has eps {new}, the source {old}; make them the same.", parted=True)
-
-
-def _along_channels(state: State, parameter: Value | None, meaning: Normalize, cells: Cells) -> Cells | None:
-    if parameter is None:
-        return None
-    own = state.of(parameter)
-    if meaning.kind in ("batch", "group"):
-        own = own.reshape([1, -1, *[1] * (cells.ndim - 2)])
-    return np.broadcast_to(own, cells.shape)
-
-
-def _normalized(state: State, node: Node, meaning: Normalize, index: tuple[int, ...], slots: list[Slot]) -> Cell:
-    """One cell before gain and bias."""
-    cells, grid = state.of(meaning.input), state.layout.grid(meaning.input.axes)
-    if any(cell.kind is Kind.LOST for cell in cells.flat):
-        return LOST
-    if state.found is None:
-        return Cell(Kind.NEW, origin=state.why_unmatched(node))
-    if meaning.kind in ("batch", "group"):
-        return _per_unit(state, node, meaning, cells[index], slots)
-    if any(slot.is_new for dim, slot in enumerate(slots) if dim not in meaning.dims):
-        return Cell(Kind.NEW, origin=cells[index].origin)
-    members: list[Member] = [
-        (cells[at], [grid[dim][at[dim]] for dim in meaning.dims])
-        for at in np.ndindex(cells.shape)
-        if all(at[dim] == index[dim] for dim in range(cells.ndim) if dim not in meaning.dims)
-    ]
-    scale = _norm_scale(state, node, meaning, members)
-    return kept(scale) if cells[index].kind is Kind.KEPT else ZERO
-
-
-def _norm_scale(state: State, node: Node, meaning: Normalize, members: list[Member]) -> Scale:
-    """The factor of the normalised output.
-
-    With input scale s and statistic s^2 / growth, eps has to follow the statistic: eps' / eps = s^2 / growth. A fixed
-    eps wants writers scaled by s = sqrt(growth); the output is scaled by sqrt(growth) either way.
-    """
-    old, added = _split(members)
-    only = _only_atom(meaning.input, meaning.dims)
-    admit(state, node, "var" if meaning.kind == "layer" else "norm", added, only)
-    for atom in {atom for _, at in members for slot in at for atom in slot.copied_atoms()}:
-        multiplicity(state, node, atom)
-    if any(cell.kind is Kind.NEW for cell in old):
-        raise state.part(origins(old))
-    growth = shifted(growth_over(state, meaning.input, meaning.dims) if added else 1.0)
-    for cell in old:
-        if cell.kind is Kind.KEPT:
-            state.equal(cell.scale * 2.0 - growth, state.free_number(node, "eps"), node)
-    return growth * 0.5
-
-
-def _per_unit(state: State, node: Node, meaning: Normalize, cell: Cell, slots: list[Slot]) -> Cell:
-    """Statistics per unit (batch), or over the units of a group."""
-    if meaning.kind == "group":
-        inner = list(atoms(meaning.group[1]))
-        growing = [atom for atom in inner if state.pairing.grows(atom) and atom not in state.choice.copied]
-        for atom in inner:
-            if state.pairing.grows(atom) and atom in state.choice.copied:
-                multiplicity(state, node, atom)
-        if growing:
-            raise state.fail(
-                f"{node.op} in {node.where} takes its statistics over {state.describe(growing)} inside each group. "
-                f"Grow the number of groups with the width, or use a multiple of {state.pairing.old_size(growing[0])}.",
-                growing,
-            )
-    if cell.kind in (Kind.NEW, Kind.ZERO) or any(slot.is_new for slot in slots):
-        return Cell(Kind.NEW, origin=cell.origin or "new units")
-    state.unscaled(cell, node)
-    return kept()
-
-
-def softmax(state: State, node: Node, output: Value, meaning: Softmax) -> Cells:
-    """A distribution over one dimension: copies share their unit's probability, fresh units would take some."""
-    cells, along = state.of(meaning.input), state.layout.slots(meaning.input.axes[meaning.dim])
-    growing = [atom for slot in along for atom in slot.new_atoms()]
-    if growing and state.found is not None:
-        raise state.fail(
-            f"{node.op} in {node.where} is a softmax over {state.describe(growing)}: new units would take probability "
-            f"from the others. Use a multiple of {state.pairing.old_size(growing[0])}, or keep this size.",
-            growing,
-        )
-    shift = ONE
-    for atom in {atom for slot in along for atom in slot.copied_atoms()}:
-        shift = shift + shifted(1.0 / multiplicity(state, node, atom))
-
-    def make(index: tuple[int, ...]) -> Cell:
-        cell: Cell = cells[index]
-        if cell.kind is Kind.NEW:
-            return replace(cell, sources=None, mean_sources=None, direct=False, born_zero=False)
-        if cell.kind is Kind.LOST or state.found is not None:
-            state.unscaled(cell, node)
-            return cell if cell.kind is Kind.LOST else kept(shift)
-        return Cell(Kind.NEW, origin=state.why_unmatched(node))
-
-    return filled(cells.shape, make)
