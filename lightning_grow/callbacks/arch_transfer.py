@@ -1,22 +1,21 @@
 """Grow a run on resume: the callback."""
 
 import inspect
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from rich.console import Console
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.nn import Parameter
 from typing_extensions import Unpack
 
+from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
+from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
-from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
@@ -26,12 +25,10 @@ from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideS
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.optimizers import (
-    CarriedState,
     Choice,
     Schedule,
     carry_optimizers,
     check_shapes,
-    learning_rates,
 )
 from lightning_grow.training_state.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
 
@@ -240,16 +237,16 @@ class ArchTransfer(Callback):
         self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
         if growth is None:
-            _warn_of_cli(trainer)
+            warn_of_cli(trainer)
             return
         if self.reset_monitors:
-            _clear_monitors(trainer, checkpoint)
+            clear_monitors(trainer, checkpoint)
         for line in name_differences(growth.differing):
             rank_zero_info(line)
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
         if not fitting:
-            _write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
+            write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
 
     def _carry_optimizers(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], growth: Growth
@@ -263,9 +260,9 @@ class ArchTransfer(Callback):
             self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}
         if growth.warming and self.optimizer == "asymmetric":
             carried.fresh.append("what was new in the warm-up under way: it gathers its moments again, from 0")
-        rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
+        rank_zero_info(describe_optimizers(trainer, checkpoint, carried, self.optimizer, self.scheduler, self._warmup))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
-        _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
+        write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
     def _find_options(self, trainer: Trainer) -> Options:
@@ -280,60 +277,11 @@ class ArchTransfer(Callback):
             if name in parameters
         }
 
-    def _describe_optimizers(self, trainer: Trainer, checkpoint: Mapping[str, Any], carried: CarriedState) -> str:
-        had = _join(learning_rates(checkpoint.get("optimizer_states") or ()))
-        built = [{"param_groups": item.param_groups} for item in trainer.optimizers]
-        has = _join(learning_rates(carried.optimizer_states or built))
-        names = ", ".join(type(item).__name__ for item in trainer.optimizers) or "no optimizer"
-        moments = "state is fresh" if self.optimizer == "reset" else f"moments of {carried.moved} parameters moved"
-        schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"
-        lines = [
-            f"Optimizer: {names}, {moments}; the schedule {schedule}.",
-            f"Learning rate: {has or 'none'} now, {had or 'none'} before.",
-            f"Progress is kept: epoch {checkpoint.get('epoch', 0)}, global step {checkpoint.get('global_step', 0)}.",
-        ]
-        if self.num_warmup_steps:
-            lines.append(
-                f"Warm-up: {self.warmup_start_factor:g} to 1 times the rate over {self.num_warmup_steps} optimizer "
-                f"steps ({self.warmup_scope} entries)."
-            )
-        for title, items in (
-            ("Fresh although the checkpoint had state", carried.fresh),
-            ("Moments that are approximate", carried.approximate),
-            ("Not at the pace of before", carried.paced),
-        ):
-            lines.extend([f"{title}: {'; '.join(items)}."] if items else [])
-        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
-            lines.append("Clipping by the gradients' norm counts those of new entries too, so the old ones' shrink.")
-        return " ".join(lines)
-
-
-def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume a run that has already reached its total: not one step would be trained.
-
-    Args:
-        trainer: With the `max_epochs` and `max_steps` of the current config.
-        checkpoint: The run so far.
-
-    Raises:
-        RefusedGrowth: Nothing is left to train.
-    """
-    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    epochs = fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    done = {"max_epochs": epochs, "max_steps": checkpoint.get("global_step", 0)}
-    for name, count in done.items():
-        total = getattr(trainer, name)
-        if total is not None and total != -1 and count >= total:
-            raise RefusedGrowth(
-                f"the checkpoint's run has already reached its total: {count} of {name}={total}. "
-                f"Ask for more: trainer.{name}={count + max(total, 1)}, say."
-            )
-
 
 def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         if callback._path == UNREAD and trainer.state.fn == "fit":
-            _warn_of_tuners(trainer)
+            warn_of_tuners(trainer)
         callback._path = checkpoint_path
         if trainer.strategy.restore_checkpoint_after_setup:
             check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
@@ -372,55 +320,5 @@ def in_precision(trainer: Trainer, module: Any) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
-def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
-    """The callbacks of these classes or of subclasses."""
-    # by name, not isinstance: both import roots of Lightning have these classes
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [item for item in callbacks if {*names} & {cls.__name__ for cls in type(item).__mro__}]
-
-
-def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    for callback in find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
-        checkpoint.get("callbacks", {}).pop(callback.state_key, None)
-
-
-def _warn_of_cli(trainer: Trainer) -> None:
-    savers: list[Any] = find_callbacks(trainer, "SaveConfigCallback")
-    if any(saver.config.get("ckpt_path") for saver in savers):  # absent where the user calls fit
-        rank_zero_warn(
-            "Nothing grew, and could not: LightningCLI (2.6) puts the model's arguments in --ckpt_path's file in place "
-            "of yours. To grow, build with LightningCLI(..., run=False) and call "
-            "cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=...) yourself."
-        )
-
-
-def _warn_of_tuners(trainer: Trainer) -> None:
-    for callback in find_callbacks(trainer, "LearningRateFinder", "BatchSizeFinder"):
-        rank_zero_warn(
-            f"{type(callback).__name__} together with ckpt_path loses the checkpoint's progress and optimizer state: "
-            "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
-            "own, then resume without it."
-        )
-
-
-@rank_zero_only
-def print_report(growth: Growth) -> None:
-    """Print the table of a growth, once."""
-    Console().print(growth.transfer.report)
-
-
-def _write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts the folder's name
-    if trainer.is_global_zero and "://" not in str(folder):
-        path = Path(folder) / "growth_report.json"
-        path = path.with_name(f"growth_report_step{checkpoint.get('global_step', 0)}.json") if path.exists() else path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2))
-
-
 def _parameters(module: LightningModule) -> dict[str, Parameter]:
     return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}
-
-
-def _join(rates: list[float]) -> str:
-    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))

@@ -7,19 +7,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map
+from torch import nn
 from typing_extensions import Unpack
 
-from lightning_grow.callbacks.arch_transfer import (
-    ArchTransfer,
-    ArchTransferOptions,
-    find_callbacks,
-    in_precision,
-    print_report,
-)
+from lightning_grow.callbacks.arch_transfer import ArchTransfer, ArchTransferOptions, in_precision
 from lightning_grow.callbacks.plateau import Plateau
+from lightning_grow.callbacks.reporting import print_report
+from lightning_grow.callbacks.snapshot import find_averages, load_training_state, take_snapshot
+from lightning_grow.callbacks.surroundings import find_callbacks
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain
@@ -189,7 +184,7 @@ class GrowthSchedule(ArchTransfer):
         if stage <= self.find_stage(find_hparams(pl_module)):
             super()._grow(trainer, pl_module, checkpoint)
             return
-        with all_or_nothing([pl_module, *(average.module for average in _find_averages(trainer))]):
+        with all_or_nothing([pl_module, *(average.module for average in find_averages(trainer))]):
             trainer.precision_plugin.convert_module(pl_module)
             self._become(trainer, pl_module, stage)
             super()._grow(trainer, pl_module, checkpoint)
@@ -199,10 +194,10 @@ class GrowthSchedule(ArchTransfer):
         own = self.find_stage(find_hparams(pl_module))
         if stage <= own:
             return
-        checkpoint, target = _take_snapshot(trainer, pl_module), self._build(pl_module, stage)
+        checkpoint, target = take_snapshot(trainer, pl_module), self._build(pl_module, stage)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
         self.on_save_checkpoint(trainer, pl_module, checkpoint)
-        modules = [pl_module, *(average.module for average in _find_averages(trainer))]
+        modules = [pl_module, *(average.module for average in find_averages(trainer))]
         options = self._find_options(trainer)
         with _naming_stage(stage):
             growth = grow_checkpoint(checkpoint, target, options, path=f"stage {own}", source=self.source)
@@ -219,7 +214,7 @@ class GrowthSchedule(ArchTransfer):
             changes = self.stages[stage - 1]
             rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {changes}.")
             self._carry_optimizers(trainer, pl_module, checkpoint, growth)
-            _load_training_state(trainer, checkpoint)
+            load_training_state(trainer, checkpoint)
         print_report(growth)
         warmup.detach()
         self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
@@ -238,7 +233,7 @@ class GrowthSchedule(ArchTransfer):
             )
         pl_module.load_state_dict(checkpoint["state_dict"])
         restore_attributes(pl_module, checkpoint)
-        for number, average in enumerate(_find_averages(trainer)):
+        for number, average in enumerate(find_averages(trainer)):
             average.module.load_state_dict(checkpoint["callbacks"][str(number)]["average_model_state"])
             average.to(pl_module.device)
         return contested[-1].kept
@@ -258,7 +253,7 @@ class GrowthSchedule(ArchTransfer):
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[Contested]:
         """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""
         hparams, fresh = self._hparams(pl_module, stage), self._build(pl_module, 0)
-        modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
+        modules: list[Any] = [*(average.module for average in find_averages(trainer)), pl_module]
         built = [self._build(pl_module, stage).to(float_type(module)) for module in modules]  # an average has its own
         contested = []
         for module, grown in zip(modules, built, strict=True):
@@ -323,36 +318,3 @@ def _naming_stage(number: int) -> Iterator[None]:
         yield
     except RefusedGrowth as error:
         raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
-
-
-def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
-    averages = [{"average_model_state": _on_cpu(average.module.state_dict())} for average in _find_averages(trainer)]
-    return {
-        "state_dict": _on_cpu(pl_module.state_dict()),
-        "hyper_parameters": find_hparams(pl_module),
-        "hparams_name": getattr(pl_module, "_hparams_name", None),
-        "optimizer_states": [_on_cpu(optimizer.state_dict()) for optimizer in trainer.optimizers],
-        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "callbacks": {str(number): state for number, state in enumerate(averages)},
-        "global_step": trainer.global_step,
-        "epoch": trainer.current_epoch,
-    }
-
-
-def _load_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    if checkpoint["optimizer_states"]:
-        trainer.strategy.load_optimizer_state_dict(checkpoint)
-    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
-        config.scheduler.load_state_dict(state)
-
-
-def _find_averages(trainer: Trainer) -> list[AveragedModel]:
-    """The averaged copies of the module that callbacks keep."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
-    return [average for average in averages if isinstance(average, AveragedModel)]
-
-
-def _on_cpu(state: Mapping[str, Any]) -> Any:
-    return tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf, dict(state))

@@ -1,6 +1,5 @@
 """PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_grow.grow import grow_in_place
 from lightning_grow.options import GrowthOptions, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.annealing import annealed, count_iterations
 from lightning_grow.rl.load import KEY, read_agent
 from lightning_grow.rl.losses import explained_variance
 from lightning_grow.rl.market import MARKET_ID, describe_sizes
@@ -30,7 +30,7 @@ from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.spaces import make_env, observation_names
 from lightning_grow.rl.update import Batch, check_batches, prepare, update
-from lightning_grow.rl.vector_env import VectorEnv
+from lightning_grow.rl.vector_env import VectorEnv, make_fitting
 from lightning_grow.strategies import Strategy
 
 
@@ -225,21 +225,8 @@ class PPO(GrowableMixin, LightningModule):
         if self.trainer.world_size > 1:
             raise WrongSetting(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
         if self.hparams["anneal_lr"]:
-            self._num_iterations()
-        self.envs = self._make_envs()
-
-    def _make_envs(self) -> VectorEnv:
-        envs = VectorEnv(self.hparams["env"], self.hparams["num_envs"])
-        names = ("state_dim", "action_dim", "continuous")
-        ours = tuple(self.hparams[name] for name in names)
-        if ours != envs.sizes:
-            theirs = dict(zip(names, envs.sizes, strict=True))
-            envs.close()
-            raise WrongSetting(
-                f"{self.hparams['env']['id']} has {theirs}; the agent was built with"
-                f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
-            )
-        return envs
+            self._num_iterations()  # refused here, not hours later
+        self.envs = make_fitting(self.hparams)
 
     def on_train_start(self) -> None:
         """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
@@ -283,7 +270,7 @@ class PPO(GrowableMixin, LightningModule):
         adam = torch.optim.Adam(self.named_parameters(), lr=self.hparams["learning_rate"], eps=1e-5, fused=True)
         if not self.hparams["anneal_lr"]:
             return adam
-        return [adam], [LambdaLR(adam, lambda step: self._lr_factor(step))]
+        return [adam], [LambdaLR(adam, lambda step: annealed(step, self.current_epoch, self._num_iterations()))]
 
     # PPO itself.
 
@@ -324,24 +311,8 @@ class PPO(GrowableMixin, LightningModule):
         nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
         optimizer.step()
 
-    def _lr_factor(self, step: int) -> float:
-        """Return the learning rate after `step` scheduler steps as a fraction: 1 at first, 0 after the last iteration.
-
-        A scheduler that starts in the middle of a run, as after growth, falls over the iterations that are left.
-        """
-        if step == 0:
-            return 1.0
-        first_iteration = self.current_epoch + 1 - step
-        return max(0.0, 1 - step / max(1, self._num_iterations() - first_iteration))
-
     def _num_iterations(self) -> int:
-        total: int | None = self.hparams["total_iterations"] or self.trainer.max_epochs
-        if total is not None and total > 0:
-            return total
-        if self.trainer.max_steps > 0:
-            steps_each: int = self.hparams["update_epochs"] * self.hparams["num_minibatches"]
-            return math.ceil(self.trainer.max_steps / steps_each)
-        raise WrongSetting("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
+        return count_iterations(self.trainer, self.hparams)
 
     @property
     def _optimizer(self) -> LightningOptimizer:
@@ -352,7 +323,7 @@ class PPO(GrowableMixin, LightningModule):
         if self.envs is None:
             raise RuntimeError("PPO has no environments outside of fit: train it with Trainer.fit.")
         if (self.envs.env, len(self.envs.envs)) != (self.hparams["env"], self.hparams["num_envs"]):
-            old, self.envs = self.envs, self._make_envs()
+            old, self.envs = self.envs, make_fitting(self.hparams)
             old.close()
         return self.envs
 
