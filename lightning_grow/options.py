@@ -60,6 +60,9 @@ class GrowthOptions(OptionsBesideStrategy, total=False):
     strategy: str | Strategy
 
 
+OptionsBesideStrategy.__doc__ = GrowthOptions.__doc__  # what the help of LightningCLI shows of them
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of one growth, all there and all checked."""
