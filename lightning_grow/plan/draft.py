@@ -339,7 +339,7 @@ class _Draft:
         value = self.new.tensors[name]
         cell = self.state.of(value)[index] if value.constant is None else None
         if cell is None:
-            return CellPlan(Kind.NEW if is_new else Kind.KEPT)
+            return CellPlan(Kind.NEW if is_new or name not in self.renamed else Kind.KEPT)
         if cell.kind is Kind.MEAN:
             dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
             return CellPlan(Kind.MEAN, self._factor(cell.scale), dim)
