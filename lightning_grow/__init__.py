@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
 from lightning_grow.grow import grow, plan_growth
+from lightning_grow.options import GrowthOptions
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.report import TransferReport
-from lightning_grow.strategies import Strategy, list_strategies, register_strategy
+from lightning_grow.strategies import Block, Strategy, list_strategies, register_strategy
 from lightning_grow.trace.table import axis_rule
 from lightning_grow.verify.liveness import measure_liveness
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArchTransfer",
+    "Block",
     "CheckpointError",
     "GrowError",
     "GrowableMixin",
+    "GrowthOptions",
     "GrowthPlan",
     "GrowthSchedule",
     "RefusedGrowth",

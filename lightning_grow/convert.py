@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import grow_state, move_state
 from lightning_grow.errors import RefusedGrowth
@@ -19,11 +20,11 @@ from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint, 
 from lightning_grow.files.hparams import compare_hparams, find_hparams, name_differences
 from lightning_grow.files.rebuild import Source, rebuild_source
 from lightning_grow.files.record import checkpoint_hparams, find_record, record_architecture, restore_attributes
-from lightning_grow.grow import Transfer, plan_growth, transfer
+from lightning_grow.grow import Transfer, make_growth_plan, make_transfer
+from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.plan.growth_plan import refuse
 from lightning_grow.report import TransferReport
-from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import align_names, find_tensors, strip_compiled
 from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.training_state.optimizers import carry_optimizers
@@ -62,21 +63,9 @@ def convert_checkpoint(
     out: str | Path,
     *,
     source: Source | None = None,
-    strategy: str | Strategy = "preserve",
-    example_inputs: Any = None,
-    forward: Callable[..., Any] | None = None,
-    rename: Mapping[str, str] | None = None,
     optimizer: Literal["reset", "transfer"] = "reset",
-    allow_input_growth: bool = False,
-    allow_output_growth: bool = False,
-    allow_attribute_changes: bool = False,
-    drop_inputs: Sequence[str] = (),
-    new_action_prob: float | None = None,
-    new_log_std: float | None = None,
-    verify: bool = True,
-    tolerance: float | None = None,
-    seed: int = 0,
     weights_only: bool = True,
+    **options: Unpack[GrowthOptions],
 ) -> TransferReport:
     """Grow a checkpoint file into one that a plain Trainer resumes with `target`.
 
@@ -88,25 +77,12 @@ def convert_checkpoint(
         target: The bigger module; not changed.
         out: The file to write, in one piece or not at all; never `path` itself.
         source: A callable ``hparams -> nn.Module``, when the hyperparameters cannot rebuild the target's class.
-        strategy: A registered name or a strategy.
-        example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
-            `example_input_array` when None.
-        forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
-        rename: Target names to source names, where they cannot be matched in order.
         optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
             "transfer" moves the moments, as in `ArchTransfer`, and keeps the schedules:
             `target.configure_optimizers` must run without a Trainer. Sharded strategies only resume files that hold
             optimizer states.
-        allow_input_growth: As in `grow`; likewise the other three options of that kind and `seed`.
-        allow_output_growth: See `grow`.
-        allow_attribute_changes: See `grow`; what changed is kept under our key and set again on every resume.
-        drop_inputs: See `grow`.
-        new_action_prob: See `grow`.
-        new_log_std: See `grow`.
-        verify: See `grow`.
-        tolerance: See `grow`.
-        seed: See `grow`.
         weights_only: False for a file of your own that needs code to load.
+        **options: See `GrowthOptions`.
 
     Returns:
         The report of the transfer.
@@ -114,8 +90,12 @@ def convert_checkpoint(
     Raises:
         CheckpointError: The file cannot be read, or its weights are not finite.
         RefusedGrowth: The growth cannot be done, or `out` is `path`; nothing was written.
+        UnknownStrategy: No strategy has that name.
+        WrongSetting: An option has a value that nothing can be made of.
         ValueError: `optimizer` is neither of the two.
+        TypeError: There is no such option.
     """
+    checked = check_options(options, "convert_checkpoint", "source", "optimizer", "weights_only")
     if optimizer not in ("reset", "transfer"):
         raise ValueError(
             f"Expected optimizer to be 'reset' or 'transfer', but got {optimizer!r}. What 'asymmetric' does happens "
@@ -127,26 +107,7 @@ def convert_checkpoint(
         )
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     _gather_optimizers(checkpoint)
-    growth = grow_checkpoint(
-        checkpoint,
-        target,
-        path=path,
-        source=source,
-        even_if_equal=True,
-        strategy=strategy,
-        example_inputs=example_inputs,
-        forward=forward,
-        rename=rename,
-        allow_input_growth=allow_input_growth,
-        allow_output_growth=allow_output_growth,
-        allow_attribute_changes=allow_attribute_changes,
-        drop_inputs=drop_inputs,
-        new_action_prob=new_action_prob,
-        new_log_std=new_log_std,
-        verify=verify,
-        tolerance=tolerance,
-        seed=seed,
-    )
+    growth = grow_checkpoint(checkpoint, target, checked, path=path, source=source, even_if_equal=True)
     assert growth is not None  # even_if_equal
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
@@ -162,21 +123,21 @@ def convert_checkpoint(
 def grow_checkpoint(
     checkpoint: dict[str, Any],
     target: nn.Module,
+    options: Options,
     *,
     path: str | Path = "the checkpoint",
     source: Source | None = None,
     even_if_equal: bool = False,
-    **options: Any,
 ) -> Growth | None:
     """Give a checkpoint in memory the target's weights, grown from its own; the target is not changed.
 
     Args:
         checkpoint: Changed in place, after every check passed: the weights, and averaged copies of them.
         target: The module that will load it.
+        options: How to grow.
         path: Named in errors.
         source: A callable ``hparams -> nn.Module``; the target's class when None.
         even_if_equal: Transfer even when there is nothing to grow.
-        **options: The keyword arguments of `transfer`.
 
     Returns:
         None when nothing differs; the checkpoint is then as it was.
@@ -197,12 +158,12 @@ def grow_checkpoint(
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
     with untouched_rng(), _describing(checkpoint, target, differing):
-        result = transfer(module, target, **options)
+        result = make_transfer(module, target, options)
     _warn_of_unknown_names(checkpoint, module, target)
-    copies = _grow_copies(checkpoint, result, own, options.get("seed", 0))
+    copies = _grow_copies(checkpoint, result, own, options.seed)
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if (wide := in_float_type_of(state, own)) is not own:  # what a narrower module would round, its average keeps
-        checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.get("seed", 0)), **extra}
+        checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.seed), **extra}
         _share_new_outputs(result, checkpoint["state_dict"])
     else:
         checkpoint["state_dict"] = {**result.state_dict, **extra}
@@ -247,16 +208,15 @@ def _moves_inputs(
     state: Mapping[str, Any],
     source: Source | None,
     differing: Mapping[str, tuple[Any, Any]],
-    options: Any,
+    options: Options,
 ) -> bool:
     """Equal shapes can hide inputs that stand elsewhere, or another computation (an activation), which is refused.
 
     What cannot be compared is a plain resume.
     """
-    options = {key: value for key, value in options.items() if key != "seed"}
     with untouched_rng():
         try:
-            plan = plan_growth(rebuild_source(target, checkpoint, state, source), target, **options)
+            plan = make_growth_plan(rebuild_source(target, checkpoint, state, source), target, options)
         except Exception:  # whatever a foreign __init__ or forward raises: a plain resume must not fail for it
             return False
     with _describing(checkpoint, target, differing):

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import empty_state, report_tensor, write_state
-from lightning_grow.apply.new_outputs import NewOutputs
+from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.copies import stand_ins, substitute
 from lightning_grow.pair.examples import find_examples
-from lightning_grow.pair.mismatch import Permissions
 from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
-from lightning_grow.strategies import Strategy, find_strategy
-from lightning_grow.trace.tracer import Forward, named_tensors
+from lightning_grow.strategies import Strategy
+from lightning_grow.trace.tracer import named_tensors
 from lightning_grow.verify.compare import compare, worst
 from lightning_grow.verify.liveness import count_dead_and_twins
 from lightning_grow.verify.rounding import Moved
@@ -49,61 +50,26 @@ class _Request:
 
     source: nn.Module
     target: nn.Module
-    strategy: Strategy
-    example_inputs: Any
-    forward: Forward | None
-    rename: Mapping[str, str] | None
-    allowed: Permissions
-    seed: int = 0
-    new_outputs: NewOutputs = field(default_factory=NewOutputs)
+    options: Options
 
     @cached_property
     def inputs(self) -> tuple[Any, Any]:
         """The arguments for the source, and for the target."""
-        return find_examples(self.source, self.target, self.example_inputs, self.forward)
+        return find_examples(self.source, self.target, self.options.example_inputs, self.options.forward)
 
     def plan(self) -> GrowthPlan:
         """Work out the growth."""
-        own = (self.source, self.target, self.strategy, *self.inputs)
-        return make_plan(*own, self.forward, self.rename, self.allowed, self.seed)
+        return make_plan(self.source, self.target, *self.inputs, self.options)
 
 
-def plan_growth(
-    source: nn.Module,
-    target: nn.Module,
-    *,
-    strategy: str | Strategy = "preserve",
-    example_inputs: Any = None,
-    forward: Forward | None = None,
-    rename: Mapping[str, str] | None = None,
-    allow_input_growth: bool = False,
-    allow_output_growth: bool = False,
-    allow_attribute_changes: bool = False,
-    drop_inputs: Sequence[str] = (),
-    new_action_prob: float | None = None,
-    new_log_std: float | None = None,
-    verify: bool = True,
-    tolerance: float | None = None,
-) -> GrowthPlan:
+def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> GrowthPlan:
     """Work out a growth and change nothing; print the plan to see it.
 
     Args:
         source: The trained module.
         target: The bigger module, on any device, the meta device included.
-        strategy: A registered name or a `Strategy`.
-        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
-            `example_input_array` when None.
-        forward: A callable `(module, *inputs)` to trace instead of the modules' own forward.
-        rename: Target prefix -> source prefix, for tensors whose names differ.
-        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
-        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
-        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
-        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
-            report then has the measured change of the outputs.
-        new_action_prob: Unused by the plan, which runs nothing; accepted so that `grow`'s arguments fit.
-        new_log_std: Unused by the plan, likewise.
-        verify: Unused by the plan, likewise.
-        tolerance: Unused by the plan, likewise.
+        **options: See `GrowthOptions`; those of the check and of new outputs' values have no meaning before there are
+            any.
 
     Returns:
         The plan; `plan.refused` says why it cannot be done, if it cannot.
@@ -111,6 +77,8 @@ def plan_growth(
     Raises:
         RefusedGrowth: A module cannot be traced.
         UnknownStrategy: No strategy has that name.
+        WrongSetting: An option has a value that nothing can be made of.
+        TypeError: There is no such option.
 
     >>> small = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> large = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -118,47 +86,74 @@ def plan_growth(
     >>> [(group.old, group.new, group.mode) for group in plan.groups], plan.refused
     ([(4, 6, 'fresh')], ())
     """
-    del new_action_prob, new_log_std, verify, tolerance  # Unused: see the docstring.
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
-    return _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed).plan()
+    return make_growth_plan(source, target, check_options(options, "plan_growth"))
 
 
-def transfer(
-    source: nn.Module,
-    target: nn.Module,
-    *,
-    strategy: str | Strategy = "preserve",
-    example_inputs: Any = None,
-    forward: Forward | None = None,
-    rename: Mapping[str, str] | None = None,
-    allow_input_growth: bool = False,
-    allow_output_growth: bool = False,
-    allow_attribute_changes: bool = False,
-    drop_inputs: Sequence[str] = (),
-    new_action_prob: float | None = None,
-    new_log_std: float | None = None,
-    verify: bool = True,
-    tolerance: float | None = None,
-    seed: int = 0,
-) -> Transfer:
+def make_growth_plan(source: nn.Module, target: nn.Module, options: Options) -> GrowthPlan:
+    """As `plan_growth`, with options that are checked."""
+    return _Request(source, target, options).plan()
+
+
+def transfer(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> Transfer:
     """Build and check the grown state; neither module is changed. Arguments and errors as `grow`."""
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
-    new = NewOutputs(new_action_prob, new_log_std)
-    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
-    return _build(request, verify, tolerance)
+    return make_transfer(source, target, check_options(options, "transfer"))
 
 
-def _build(request: _Request, verify: bool, tolerance: float | None) -> Transfer:
+def make_transfer(source: nn.Module, target: nn.Module, options: Options) -> Transfer:
+    """As `transfer`, with options that are checked."""
+    return _build(_Request(source, target, options))
+
+
+def grow(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> TransferReport:
+    """Grow `target` in place so that it computes what `source` computes, or refuse and change nothing.
+
+    Args:
+        source: The trained module.
+        target: The bigger module; one on the meta device is materialised on the source's device.
+        **options: See `GrowthOptions`.
+
+    Returns:
+        What was done to every tensor, and the measured output error.
+
+    Raises:
+        RefusedGrowth: The function cannot be kept, or a module cannot be traced; every reason is named.
+        UnknownStrategy: No strategy has that name.
+        WrongSetting: An option has a value that nothing can be made of.
+        TypeError: There is no such option.
+
+    >>> small = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> large = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
+    >>> x = torch.ones(5, 3)
+    >>> report = grow(small, large, example_inputs=(x,))
+    >>> report.function_preserving, torch.allclose(small(x), large(x))
+    (True, True)
+    """
+    return grow_in_place(source, target, check_options(options, "grow"))
+
+
+def grow_in_place(source: nn.Module, target: nn.Module, options: Options) -> TransferReport:
+    """As `grow`, with options that are checked."""
+    request = _Request(source, target, options)
+    keeps_values = type(options.strategy).fill is Strategy.fill and not options.starts_outputs
+    if keeps_values and not options.verify and not _is_meta(target):
+        return _write_in_place(request)
+    done = _build(request)
+    target.load_state_dict(done.state_dict, assign=_is_meta(target))
+    set_attributes(target, done.plan.attributes)
+    return done.report
+
+
+def _build(request: _Request) -> Transfer:
     plan = request.plan()
     refuse(plan)
-    source, target, seed = request.source, request.target, request.seed
+    source, target, seed = request.source, request.target, request.options.seed
     initial = _initial_state(target, seed)
     grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
     write_state(plan, source.state_dict(), initial, grown, seed)
     notes = _start_new_outputs(request, plan, grown)
-    if not verify:
+    if not request.options.verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None, notes))
-    error, limit = _measure(request, plan, grown, tolerance)
+    error, limit = _measure(request, plan, grown)
     if _promises(plan) and not error <= limit:
         raise RefusedGrowth(
             f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "
@@ -172,76 +167,10 @@ def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Ten
     inputs = request.inputs[1]
 
     def run() -> list[Tensor]:
-        return outputs(_on_real_device(request.target, grown), inputs, request.forward, grown)
+        return outputs(_on_real_device(request.target, grown), inputs, request.options.forward, grown)
 
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in grown.items()}
-    return request.new_outputs.start(plan, state, run)
-
-
-def grow(
-    source: nn.Module,
-    target: nn.Module,
-    *,
-    strategy: str | Strategy = "preserve",
-    example_inputs: Any = None,
-    forward: Forward | None = None,
-    rename: Mapping[str, str] | None = None,
-    allow_input_growth: bool = False,
-    allow_output_growth: bool = False,
-    allow_attribute_changes: bool = False,
-    drop_inputs: Sequence[str] = (),
-    new_action_prob: float | None = None,
-    new_log_std: float | None = None,
-    verify: bool = True,
-    tolerance: float | None = None,
-    seed: int = 0,
-) -> TransferReport:
-    """Grow `target` in place so that it computes what `source` computes, or refuse and change nothing.
-
-    Args:
-        source: The trained module.
-        target: The bigger module; one on the meta device is materialised on the source's device.
-        strategy: A registered name or a `Strategy`.
-        example_inputs: Arguments of `forward`: a tuple, or a dict for keyword arguments; each module's
-            `example_input_array` when None.
-        forward: A callable `(module, *inputs)` to trace and compare instead of the modules' own forward.
-        rename: Target prefix -> source prefix, for tensors whose names differ.
-        allow_input_growth: Whether inputs may have more positions; new ones are read with zeros.
-        allow_output_growth: Whether outputs may have more positions; the old ones are kept.
-        allow_attribute_changes: Whether module attributes (a norm's eps) may change where nothing else helps.
-        drop_inputs: Names (of the modules' `input_names`) that the target may lack, or patterns of them ("rsi*"); the
-            report then has the measured change of the outputs.
-        new_action_prob: The total probability that new discrete actions begin with, in (0, 1), in the mean over the
-            example inputs; the report has the KL divergence. The output that grows must be logits.
-        new_log_std: What new entries of a Gaussian policy's log_std begin with; forward must return it.
-        verify: Whether to run both modules on the example inputs and compare.
-        tolerance: The largest relative output error of a function-preserving strategy; ten times the model's own
-            rounding floor when None.
-        seed: Seed of random entries.
-
-    Returns:
-        What was done to every tensor, and the measured output error.
-
-    Raises:
-        RefusedGrowth: The function cannot be kept, or a module cannot be traced; every reason is named.
-        UnknownStrategy: No strategy has that name.
-
-    >>> small = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    >>> large = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
-    >>> x = torch.ones(5, 3)
-    >>> report = grow(small, large, example_inputs=(x,))
-    >>> report.function_preserving, torch.allclose(small(x), large(x))
-    (True, True)
-    """
-    allowed = Permissions(allow_input_growth, allow_output_growth, allow_attribute_changes, tuple(drop_inputs))
-    new = NewOutputs(new_action_prob, new_log_std)
-    request = _Request(source, target, find_strategy(strategy), example_inputs, forward, rename, allowed, seed, new)
-    if new == NewOutputs() and not verify and not _is_meta(target) and type(request.strategy).fill is Strategy.fill:
-        return _write_in_place(request)
-    done = _build(request, verify, tolerance)
-    target.load_state_dict(done.state_dict, assign=_is_meta(target))
-    set_attributes(target, done.plan.attributes)
-    return done.report
+    return start_new_outputs(plan, state, run, request.options)
 
 
 def _write_in_place(request: _Request) -> TransferReport:
@@ -249,9 +178,9 @@ def _write_in_place(request: _Request) -> TransferReport:
     plan = request.plan()
     refuse(plan)
     state = dict(request.target.state_dict())
-    write_state(plan, request.source.state_dict(), state, state, request.seed)
+    write_state(plan, request.source.state_dict(), state, state, request.options.seed)
     set_attributes(request.target, plan.attributes)
-    return _report(plan, state, request.seed, None, None)
+    return _report(plan, state, request.options.seed, None, None)
 
 
 def paired_inputs(plan: GrowthPlan, source_inputs: Any, target_inputs: Any) -> tuple[Any, Any]:
@@ -285,25 +214,19 @@ def _materialised(target: nn.Module, seed: int) -> nn.Module:
     return real
 
 
-def _measure(
-    request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], tolerance: float | None
-) -> tuple[float, float]:
+def _measure(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> tuple[float, float]:
     """The output error and the limit for it."""
     with changed_attributes(request.target, plan.attributes):
         copies = stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None})
-        compared = [_compare(request, plan, grown, stand_in, tolerance) for stand_in in ({}, *copies)]
+        compared = [_compare(request, plan, grown, stand_in) for stand_in in ({}, *copies)]
     return worst([pair for run in compared for pair in run])
 
 
 def _compare(
-    request: _Request,
-    plan: GrowthPlan,
-    grown: dict[str, Tensor],
-    stand_in: Mapping[str, str],
-    tolerance: float | None,
+    request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], stand_in: Mapping[str, str]
 ) -> list[tuple[float, float]]:
     """The error and the limit of every output, when copies run in place of what they copy, in both modules."""
-    source, target, forward = request.source, request.target, request.forward
+    source, target, forward = request.source, request.target, request.options.forward
     source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)
@@ -315,7 +238,7 @@ def _compare(
     got = outputs(_on_real_device(target, new), target_inputs, forward, new)
     state = {name.replace("_orig_mod.", ""): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
-    return compare(expected, got, Moved(source, source_inputs, forward, old, became), tolerance)
+    return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)
 
 
 def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:

@@ -110,7 +110,9 @@ def test_after_an_error_everything_is_as_it_was(case):
         np.random.get_state()[1].copy(),
     ]
     with pytest.raises(RefusedGrowth):
-        grow(source, target, example_inputs=inputs, tolerance=-1.0 if case == "tolerance" else None)
+        grow(
+            source, target, strategy="net2wider", example_inputs=inputs, tolerance=0.0 if case == "tolerance" else None
+        )
     after = [state_of(source), state_of(target), torch.get_rng_state(), random.getstate(), np.random.get_state()[1]]
     for (old, *modes), (new, *new_modes) in zip(before[:2], after[:2], strict=True):
         assert modes == new_modes

@@ -1,17 +1,26 @@
 """The public names are there, and no more."""
 
+import ast
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 
 import lightning_grow
 import lightning_grow.rl
+import lightning_grow.rules
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
 DESIGN = [
     "ArchTransfer",
     "GrowableMixin",
     "grow",
     "plan_growth",
     "convert_checkpoint",
+    "GrowthOptions",
     "Strategy",
+    "Block",
     "register_strategy",
     "list_strategies",
     "GrowthPlan",
@@ -45,3 +54,27 @@ def test_another_name_is_an_error():
 )
 def test_errors_have_one_root(child):
     assert issubclass(child, lightning_grow.GrowError)
+
+
+@pytest.mark.parametrize("name", lightning_grow.rules.__all__)
+def test_what_a_rule_is_made_of_is_public(name):
+    assert getattr(lightning_grow.rules, name).__doc__
+
+
+def test_rules_has_every_form_that_axis_rule_names():
+    forms = re.findall(r"\* `\(?(?:axes, )?(\w+)", lightning_grow.axis_rule.__doc__)
+    assert forms == ["pointwise", "call", "contract", "Along"]
+    assert {*forms} - {"call"} <= {*lightning_grow.rules.__all__}
+
+
+def imported_by(code):
+    """(module, name) of everything that the code imports from this library."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_grow"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_the_readme_imports_public_names_only():
+    names = {item for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) for item in imported_by(code)}
+    assert len(names) > 5
+    assert [(module, name) for module, name in names if name not in importlib.import_module(module).__all__] == []

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lightning_grow.app.config import GymConfig, MarketConfig, RunConfig
-from lightning_grow.callbacks.arch_transfer import check_total
+from lightning_grow.callbacks.surroundings import check_total
 from lightning_grow.errors import CheckpointError, GrowError, WrongSetting
 from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.rl import env_spaces

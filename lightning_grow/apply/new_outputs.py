@@ -3,62 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.options import Options
 from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
 
 
-@dataclass(frozen=True)
-class NewOutputs:
-    """What a user wants of new outputs; None leaves them at the target's own initial values.
+def start_new_outputs(
+    plan: GrowthPlan, grown: Mapping[str, Tensor], run: Callable[[], list[Tensor]], options: Options
+) -> list[str]:
+    """Set the new outputs' own entries as the options ask; those that the source has are not touched.
 
     Args:
-        action_prob: Total probability of new discrete actions, in (0, 1).
-        log_std: Value of new entries of a parameter that is an output itself, as a Gaussian policy's log_std.
+        plan: The plan that made `grown`.
+        grown: The target's state, by the plan's names; changed in place.
+        run: The target's outputs on the example inputs, with `grown` as it is.
+        options: Have the probability of new actions and the log_std of new dimensions.
+
+    Returns:
+        What was measured, for the report.
 
     Raises:
-        ValueError: The probability is out of range.
+        RefusedGrowth: It cannot be done; where no output grows, there is nothing to do.
     """
-
-    action_prob: float | None = None
-    log_std: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.action_prob is not None and not 0 < self.action_prob < 1:
-            raise ValueError(f"Expected new_action_prob to be in (0, 1), but got {self.action_prob}.")
-
-    def start(self, plan: GrowthPlan, grown: Mapping[str, Tensor], run: Callable[[], list[Tensor]]) -> list[str]:
-        """Set the new outputs' own entries; those that the source has are not touched.
-
-        Args:
-            plan: The plan that made `grown`.
-            grown: The target's state, by the plan's names; changed in place.
-            run: The target's outputs on the example inputs, with `grown` as it is.
-
-        Returns:
-            What was measured, for the report.
-
-        Raises:
-            RefusedGrowth: It cannot be done; where no output grows, there is nothing to do.
-        """
-        growing = [group for group in plan.groups if group.output >= 0]
-        bare = [group for group in growing if all(_rank(plan, name) == 1 for name, _ in group.members)]
-        heads = [group for group in growing if group not in bare]
-        if self.log_std is not None and growing:
-            _set_deviations(plan, grown, bare, self.log_std)
-        if self.action_prob is None or not growing:
-            return []
-        if bare or len(heads) != 1:
-            raise RefusedGrowth(
-                f"new_action_prob={self.action_prob:g} is for one output of logits that grows, but "
-                f"{len(growing)} outputs grow ({', '.join(group.name for group in growing)}). For a Gaussian policy "
-                "choose new_log_std instead."
-            )
-        return [_set_probability(plan, grown, heads[0], self.action_prob, run)]
+    growing = [group for group in plan.groups if group.output >= 0]
+    bare = [group for group in growing if all(_rank(plan, name) == 1 for name, _ in group.members)]
+    heads = [group for group in growing if group not in bare]
+    if options.new_log_std is not None and growing:
+        _set_deviations(plan, grown, bare, options.new_log_std)
+    if options.new_action_prob is None or not growing:
+        return []
+    if bare or len(heads) != 1:
+        raise RefusedGrowth(
+            f"new_action_prob={options.new_action_prob:g} is for one output of logits that grows, but "
+            f"{len(growing)} outputs grow ({', '.join(group.name for group in growing)}). For a Gaussian policy "
+            "choose new_log_std instead."
+        )
+    return [_set_probability(plan, grown, heads[0], options.new_action_prob, run)]
 
 
 def _rank(plan: GrowthPlan, name: str) -> int:

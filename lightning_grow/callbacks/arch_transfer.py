@@ -1,34 +1,34 @@
 """Grow a run on resume: the callback."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from rich.console import Console
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.nn import Parameter
+from typing_extensions import Unpack
 
-from lightning_grow.apply.new_outputs import NewOutputs
+from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
+from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
-from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import find_param_names, record_architecture, restore_attributes
 from lightning_grow.files.sharded import check_sharded
-from lightning_grow.strategies import Strategy, find_strategy
+from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
+from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.optimizers import (
-    CarriedState,
     Choice,
     Schedule,
     carry_optimizers,
     check_shapes,
-    learning_rates,
 )
 from lightning_grow.training_state.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
 
@@ -38,6 +38,19 @@ STANDS_FOR = "lightning_grow_stands_for"
 """On a function that stands in front of another: the one behind it."""
 
 
+class ArchTransferOptions(GrowthOptions, total=False):
+    """All keyword arguments of `ArchTransfer`, for what takes them in its place; see there."""
+
+    optimizer: Choice
+    scheduler: Schedule | None
+    num_warmup_steps: int | None
+    warmup_start_factor: float
+    warmup_scope: Scope | None
+    warmup_shape: Shape
+    source: Source | None
+    reset_monitors: bool
+
+
 class ArchTransfer(Callback):
     """Resume a run with a bigger network: ``Trainer(callbacks=[ArchTransfer()])``, then ``fit(..., ckpt_path=...)``.
 
@@ -45,7 +58,7 @@ class ArchTransfer(Callback):
     Where nothing differs, nothing happens, and the resume is Lightning's own.
 
     Args:
-        strategy: What new units start as: a name of `list_strategies`, or a strategy.
+        strategy: See `GrowthOptions`.
         optimizer: "reset" starts optimizers fresh, as the current config builds them; "transfer" moves their moments
             where that is exact; "asymmetric" lets every entry of the source keep its moments, copied units' too, while
             new ones warm up alone and, under Adam and AdamW, gather moments of their own (Sparkling, 2026). Another
@@ -58,22 +71,14 @@ class ArchTransfer(Callback):
         warmup_scope: "all" entries, only the "new" ones, or only those of the "source"; when None, "new" if
             `optimizer` is "asymmetric", else "all".
         warmup_shape: "linear", or half a "cosine".
-        example_inputs: The positional arguments of `forward` (a tuple) or its keyword arguments (a dict); the module's
-            `example_input_array` when None.
-        forward: A callable ``(module, *inputs)`` to trace and compare instead of the module's own.
         source: A callable ``hparams -> nn.Module``, for modules that ``type(module)(**hparams)`` cannot build again.
-        allow_input_growth: Whether inputs may be added; they are read with zeros.
-        allow_output_growth: Whether outputs may be added.
-        drop_inputs: Names of inputs that the module may lack, or patterns of them ("rsi*"); needs `input_names`.
-        new_action_prob: The total probability that new discrete actions begin with, as in `grow`.
-        new_log_std: What new entries of a Gaussian policy's log_std begin with, as in `grow`.
-        verify: Whether source and target are compared on the example inputs.
-        tolerance: Largest relative difference that counts as equal; ten times the rounding floor when None.
-        seed: Of the new entries' values.
         reset_monitors: Whether ModelCheckpoint and EarlyStopping forget the scores of the smaller network.
+        **options: The others of `GrowthOptions`.
 
     Raises:
-        ValueError: A choice or a warm-up setting is not one of those above.
+        ValueError: A choice or a setting is not one of those above.
+        UnknownStrategy: No strategy has that name.
+        TypeError: There is no such option.
 
     >>> ArchTransfer(optimizer="rest")
     Traceback (most recent call last):
@@ -90,24 +95,16 @@ class ArchTransfer(Callback):
         warmup_start_factor: float = 0.1,
         warmup_scope: Scope | None = None,
         warmup_shape: Shape = "linear",
-        example_inputs: Any = None,
-        forward: Callable[..., Any] | None = None,
         source: Source | None = None,
-        allow_input_growth: bool = False,
-        allow_output_growth: bool = False,
-        drop_inputs: Sequence[str] = (),
-        new_action_prob: float | None = None,
-        new_log_std: float | None = None,
-        verify: bool = True,
-        tolerance: float | None = None,
-        seed: int = 0,
         reset_monitors: bool = False,
+        **options: Unpack[OptionsBesideStrategy],
     ) -> None:
+        own = {*inspect.signature(type(self)).parameters, *ArchTransferOptions.__optional_keys__} - {"options"}
+        self.options = check_options({"strategy": strategy, **options}, type(self).__name__, *sorted(own - {*NAMES}))
         if optimizer not in ("reset", "transfer", "asymmetric"):
             raise ValueError(f"Expected optimizer to be 'reset', 'transfer' or 'asymmetric', but got {optimizer!r}.")
         if scheduler not in (None, "reset", "keep"):
             raise ValueError(f"Expected scheduler to be 'reset', 'keep' or None, but got {scheduler!r}.")
-        self.strategy = strategy
         self.optimizer: Choice = optimizer
         self.scheduler: Schedule = scheduler or ("reset" if optimizer == "reset" else "keep")
         steps = 0 if optimizer == "transfer" else DEFAULT_WARMUP_STEPS
@@ -116,19 +113,6 @@ class ArchTransfer(Callback):
         self.warmup_scope: Scope = warmup_scope or ("new" if optimizer == "asymmetric" else "all")
         self.source = source
         self.reset_monitors = reset_monitors
-        self.options: dict[str, Any] = {
-            "strategy": strategy,
-            "example_inputs": example_inputs,
-            "forward": forward,
-            "allow_input_growth": allow_input_growth,
-            "allow_output_growth": allow_output_growth,
-            "drop_inputs": tuple(drop_inputs),
-            "new_action_prob": new_action_prob,
-            "new_log_std": new_log_std,
-            "verify": verify,
-            "tolerance": tolerance,
-            "seed": seed,
-        }
         if optimizer == "asymmetric" and not (self.warmup_scope == "new" and self.num_warmup_steps):
             raise ValueError(
                 "Expected optimizer='asymmetric' with warmup_scope='new' and num_warmup_steps of 1 or more, in which "
@@ -136,7 +120,6 @@ class ArchTransfer(Callback):
                 "Use optimizer='transfer' for moments that start at the size of the old ones."
             )
         self._make_warmup()  # a wrong setting is an error here, not hours later
-        NewOutputs(new_action_prob, new_log_std)
         self._forget()
         self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 
@@ -153,8 +136,6 @@ class ArchTransfer(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand at the two places a checkpoint passes through before its weights load."""
-        if isinstance(self.strategy, str):
-            find_strategy(self.strategy)  # unknown: said before any file is read
         if stage == "fit":
             self._forget()
         self._step_aside()
@@ -249,23 +230,23 @@ class ArchTransfer(Callback):
             if fitting:
                 check_total(trainer, checkpoint)
         options = self._find_options(trainer)
-        growth = grow_checkpoint(checkpoint, pl_module, path=self._path, source=self.source, **options)
+        growth = grow_checkpoint(checkpoint, pl_module, options, path=self._path, source=self.source)
         if example is not None:
             pl_module.example_input_array = example
         restore_attributes(pl_module, checkpoint)
         self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
         if growth is None:
-            _warn_of_cli(trainer)
+            warn_of_cli(trainer)
             return
         if self.reset_monitors:
-            _clear_monitors(trainer, checkpoint)
+            clear_monitors(trainer, checkpoint)
         for line in name_differences(growth.differing):
             rank_zero_info(line)
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
         if not fitting:
-            _write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
+            write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
 
     def _carry_optimizers(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], growth: Growth
@@ -279,17 +260,14 @@ class ArchTransfer(Callback):
             self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}
         if growth.warming and self.optimizer == "asymmetric":
             carried.fresh.append("what was new in the warm-up under way: it gathers its moments again, from 0")
-        rank_zero_info(self._describe_optimizers(trainer, checkpoint, carried))
+        rank_zero_info(describe_optimizers(trainer, checkpoint, carried, self.optimizer, self.scheduler, self._warmup))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
-        _write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
+        write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
-    def _find_options(self, trainer: Trainer) -> dict[str, Any]:
-        """The options of `transfer`, with the example inputs as the module gets its batches."""
-        return {
-            **self.options,
-            "example_inputs": trainer.precision_plugin.convert_input(self.options["example_inputs"]),
-        }
+    def _find_options(self, trainer: Trainer) -> Options:
+        """The options, with the example inputs as the module gets its batches."""
+        return replace(self.options, example_inputs=trainer.precision_plugin.convert_input(self.options.example_inputs))
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
         parameters = _parameters(pl_module)
@@ -299,60 +277,11 @@ class ArchTransfer(Callback):
             if name in parameters
         }
 
-    def _describe_optimizers(self, trainer: Trainer, checkpoint: Mapping[str, Any], carried: CarriedState) -> str:
-        had = _join(learning_rates(checkpoint.get("optimizer_states") or ()))
-        built = [{"param_groups": item.param_groups} for item in trainer.optimizers]
-        has = _join(learning_rates(carried.optimizer_states or built))
-        names = ", ".join(type(item).__name__ for item in trainer.optimizers) or "no optimizer"
-        moments = "state is fresh" if self.optimizer == "reset" else f"moments of {carried.moved} parameters moved"
-        schedule = "goes on" if self.scheduler == "keep" else "starts over as the config builds it"
-        lines = [
-            f"Optimizer: {names}, {moments}; the schedule {schedule}.",
-            f"Learning rate: {has or 'none'} now, {had or 'none'} before.",
-            f"Progress is kept: epoch {checkpoint.get('epoch', 0)}, global step {checkpoint.get('global_step', 0)}.",
-        ]
-        if self.num_warmup_steps:
-            lines.append(
-                f"Warm-up: {self.warmup_start_factor:g} to 1 times the rate over {self.num_warmup_steps} optimizer "
-                f"steps ({self.warmup_scope} entries)."
-            )
-        for title, items in (
-            ("Fresh although the checkpoint had state", carried.fresh),
-            ("Moments that are approximate", carried.approximate),
-            ("Not at the pace of before", carried.paced),
-        ):
-            lines.extend([f"{title}: {'; '.join(items)}."] if items else [])
-        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
-            lines.append("Clipping by the gradients' norm counts those of new entries too, so the old ones' shrink.")
-        return " ".join(lines)
-
-
-def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume a run that has already reached its total: not one step would be trained.
-
-    Args:
-        trainer: With the `max_epochs` and `max_steps` of the current config.
-        checkpoint: The run so far.
-
-    Raises:
-        RefusedGrowth: Nothing is left to train.
-    """
-    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    epochs = fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    done = {"max_epochs": epochs, "max_steps": checkpoint.get("global_step", 0)}
-    for name, count in done.items():
-        total = getattr(trainer, name)
-        if total is not None and total != -1 and count >= total:
-            raise RefusedGrowth(
-                f"the checkpoint's run has already reached its total: {count} of {name}={total}. "
-                f"Ask for more: trainer.{name}={count + max(total, 1)}, say."
-            )
-
 
 def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         if callback._path == UNREAD and trainer.state.fn == "fit":
-            _warn_of_tuners(trainer)
+            warn_of_tuners(trainer)
         callback._path = checkpoint_path
         if trainer.strategy.restore_checkpoint_after_setup:
             check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
@@ -391,55 +320,5 @@ def in_precision(trainer: Trainer, module: Any) -> nn.Module:
     return module  # type: ignore[no-any-return]
 
 
-def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
-    """The callbacks of these classes or of subclasses."""
-    # by name, not isinstance: both import roots of Lightning have these classes
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [item for item in callbacks if {*names} & {cls.__name__ for cls in type(item).__mro__}]
-
-
-def _clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    for callback in find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
-        checkpoint.get("callbacks", {}).pop(callback.state_key, None)
-
-
-def _warn_of_cli(trainer: Trainer) -> None:
-    savers: list[Any] = find_callbacks(trainer, "SaveConfigCallback")
-    if any(saver.config.get("ckpt_path") for saver in savers):  # absent where the user calls fit
-        rank_zero_warn(
-            "Nothing grew, and could not: LightningCLI (2.6) puts the model's arguments in --ckpt_path's file in place "
-            "of yours. To grow, build with LightningCLI(..., run=False) and call "
-            "cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=...) yourself."
-        )
-
-
-def _warn_of_tuners(trainer: Trainer) -> None:
-    for callback in find_callbacks(trainer, "LearningRateFinder", "BatchSizeFinder"):
-        rank_zero_warn(
-            f"{type(callback).__name__} together with ckpt_path loses the checkpoint's progress and optimizer state: "
-            "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
-            "own, then resume without it."
-        )
-
-
-@rank_zero_only
-def print_report(growth: Growth) -> None:
-    """Print the table of a growth, once."""
-    Console().print(growth.transfer.report)
-
-
-def _write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    folder = trainer.log_dir or trainer.default_root_dir  # on every rank: Lightning broadcasts the folder's name
-    if trainer.is_global_zero and "://" not in str(folder):
-        path = Path(folder) / "growth_report.json"
-        path = path.with_name(f"growth_report_step{checkpoint.get('global_step', 0)}.json") if path.exists() else path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2))
-
-
 def _parameters(module: LightningModule) -> dict[str, Parameter]:
     return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}
-
-
-def _join(rates: list[float]) -> str:
-    return ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates))

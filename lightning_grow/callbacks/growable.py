@@ -6,7 +6,19 @@ from typing import Any
 from lightning_grow.convert import MARK, grow_checkpoint, is_bigger
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import to_plain
+from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import record_architecture, restore_attributes
+from lightning_grow.options import GrowthOptions, check_options
+
+
+class RebuildOptions(GrowthOptions, total=False):
+    """`GrowthOptions`, and how the source is built.
+
+    Args:
+        source: A callable ``hparams -> nn.Module``, for modules that ``type(module)(**hparams)`` cannot build again.
+    """
+
+    source: Source | None
 
 
 class GrowableMixin:
@@ -16,11 +28,11 @@ class GrowableMixin:
     `input_names` (a list of str), `example_input_array`, and `describe_inputs`.
 
     Attributes:
-        transfer_options: The keyword arguments of `grow` (and `source`) that `load_from_checkpoint` grows with; a
-            method that returns them will do too. ArchTransfer has its own.
+        transfer_options: The options that `load_from_checkpoint` grows with, as in `RebuildOptions`; a method that
+            returns them will do too. ArchTransfer has its own.
     """
 
-    transfer_options: dict[str, Any] | Callable[[], dict[str, Any]] = {}  # noqa: RUF012
+    transfer_options: RebuildOptions | Callable[[], RebuildOptions] = {}  # noqa: RUF012
 
     def describe_inputs(self, hparams: dict[str, Any]) -> str:
         """Say in a sentence how the input size comes about; shown when checkpoint and config disagree on it.
@@ -69,7 +81,9 @@ class GrowableMixin:
         )
         if fitting and is_bigger(checkpoint["state_dict"], self):  # type: ignore[arg-type]
             raise refusal
-        options = self.transfer_options() if callable(self.transfer_options) else self.transfer_options
-        if grow_checkpoint(checkpoint, self, **options) is not None and fitting:  # type: ignore[arg-type]
+        own = dict(self.transfer_options() if callable(self.transfer_options) else self.transfer_options)
+        source: Any = own.pop("source", None)
+        options = check_options(own, f"{type(self).__name__}.transfer_options", "source")
+        if grow_checkpoint(checkpoint, self, options, source=source) is not None and fitting:  # type: ignore[arg-type]
             raise refusal
         restore_attributes(self, checkpoint)  # type: ignore[arg-type]

@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map
+from torch import nn
+from typing_extensions import Unpack
 
-from lightning_grow.callbacks.arch_transfer import ArchTransfer, find_callbacks, in_precision, print_report
+from lightning_grow.callbacks.arch_transfer import ArchTransfer, ArchTransferOptions, in_precision
 from lightning_grow.callbacks.plateau import Plateau
+from lightning_grow.callbacks.reporting import print_report
+from lightning_grow.callbacks.snapshot import find_averages, load_training_state, take_snapshot
+from lightning_grow.callbacks.surroundings import find_callbacks
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain
 from lightning_grow.files.rebuild import build_module, configure
 from lightning_grow.files.record import checkpoint_hparams, restore_attributes
-from lightning_grow.grow import Transfer, paired_inputs, plan_growth
+from lightning_grow.grow import Transfer, make_growth_plan, paired_inputs
 from lightning_grow.living.become import Contested, become
 from lightning_grow.living.live import float_type, same_function
 from lightning_grow.living.rollback import all_or_nothing
@@ -26,9 +28,6 @@ from lightning_grow.living.trainable import Trainable
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.growth_plan import refuse
 from lightning_grow.trace.untouched import untouched_rng
-
-PLANNED = ("strategy", "example_inputs", "forward", "allow_input_growth", "allow_output_growth", "drop_inputs")
-"""The options that a plan depends on."""
 
 
 class GrowthSchedule(ArchTransfer):
@@ -47,7 +46,7 @@ class GrowthSchedule(ArchTransfer):
         at: At which `trainer.global_step` (optimizer steps) each stage begins, ascending.
         on_plateau: Instead of `at`: grow when a logged value has stopped getting better, as a dict of "monitor" (its
             name), "patience" (epochs, 5 by default), "mode" ("min" by default, or "max"), "min_delta" (0 by default).
-        **options: The arguments of `ArchTransfer`.
+        **options: The keyword arguments of `ArchTransfer`, those of `GrowthOptions` among them.
 
     Raises:
         ValueError: Not exactly one of `at` and `on_plateau`, a list of another length or order, or a stage of values
@@ -66,7 +65,7 @@ class GrowthSchedule(ArchTransfer):
         stages: Sequence[Mapping[str, Any]],
         at: Sequence[int] | None = None,
         on_plateau: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[ArchTransferOptions],
     ) -> None:
         super().__init__(**options)
         if (at is None) == (on_plateau is None):
@@ -119,7 +118,7 @@ class GrowthSchedule(ArchTransfer):
         for number in range(current + 1, len(self.stages) + 1):
             small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
             with _naming_stage(number):
-                plan = plan_growth(small, large, **{key: options[key] for key in PLANNED})
+                plan = make_growth_plan(small, large, options)
                 refuse(plan)
                 if plan.is_trivial:
                     raise RefusedGrowth(f"{self.stages[number - 1]} changes no shape. Leave it out, or make it bigger.")
@@ -185,7 +184,7 @@ class GrowthSchedule(ArchTransfer):
         if stage <= self.find_stage(find_hparams(pl_module)):
             super()._grow(trainer, pl_module, checkpoint)
             return
-        with all_or_nothing([pl_module, *(average.module for average in _find_averages(trainer))]):
+        with all_or_nothing([pl_module, *(average.module for average in find_averages(trainer))]):
             trainer.precision_plugin.convert_module(pl_module)
             self._become(trainer, pl_module, stage)
             super()._grow(trainer, pl_module, checkpoint)
@@ -195,13 +194,13 @@ class GrowthSchedule(ArchTransfer):
         own = self.find_stage(find_hparams(pl_module))
         if stage <= own:
             return
-        checkpoint, target = _take_snapshot(trainer, pl_module), self._build(pl_module, stage)
+        checkpoint, target = take_snapshot(trainer, pl_module), self._build(pl_module, stage)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
         self.on_save_checkpoint(trainer, pl_module, checkpoint)
-        modules = [pl_module, *(average.module for average in _find_averages(trainer))]
+        modules = [pl_module, *(average.module for average in find_averages(trainer))]
         options = self._find_options(trainer)
         with _naming_stage(stage):
-            growth = grow_checkpoint(checkpoint, target, path=f"stage {own}", source=self.source, **options)
+            growth = grow_checkpoint(checkpoint, target, options, path=f"stage {own}", source=self.source)
         if growth is None:
             return
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
@@ -215,7 +214,7 @@ class GrowthSchedule(ArchTransfer):
             changes = self.stages[stage - 1]
             rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {changes}.")
             self._carry_optimizers(trainer, pl_module, checkpoint, growth)
-            _load_training_state(trainer, checkpoint)
+            load_training_state(trainer, checkpoint)
         print_report(growth)
         warmup.detach()
         self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
@@ -234,7 +233,7 @@ class GrowthSchedule(ArchTransfer):
             )
         pl_module.load_state_dict(checkpoint["state_dict"])
         restore_attributes(pl_module, checkpoint)
-        for number, average in enumerate(_find_averages(trainer)):
+        for number, average in enumerate(find_averages(trainer)):
             average.module.load_state_dict(checkpoint["callbacks"][str(number)]["average_model_state"])
             average.to(pl_module.device)
         return contested[-1].kept
@@ -247,14 +246,14 @@ class GrowthSchedule(ArchTransfer):
         if report.tolerance is None or not report.function_preserving:
             return nullcontext([])
         options = self._find_options(modules[0].trainer)
-        examples = find_examples(modules[0], target, options["example_inputs"], options["forward"])
+        examples = find_examples(modules[0], target, options.example_inputs, options.forward)
         inputs = paired_inputs(transfer.plan, *examples)
-        return same_function(modules, *inputs, self.options["forward"], report.tolerance)
+        return same_function(modules, *inputs, options.forward, report.tolerance)
 
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[Contested]:
         """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""
         hparams, fresh = self._hparams(pl_module, stage), self._build(pl_module, 0)
-        modules: list[Any] = [*(average.module for average in _find_averages(trainer)), pl_module]
+        modules: list[Any] = [*(average.module for average in find_averages(trainer)), pl_module]
         built = [self._build(pl_module, stage).to(float_type(module)) for module in modules]  # an average has its own
         contested = []
         for module, grown in zip(modules, built, strict=True):
@@ -268,7 +267,7 @@ class GrowthSchedule(ArchTransfer):
         name: Any = getattr(pl_module, "_hparams_name", None)
         hparams = self._hparams(pl_module, stage)
         with untouched_rng():
-            torch.manual_seed(self.options["seed"] + stage)
+            torch.manual_seed(self.options.seed + stage)
             try:
                 return in_precision(pl_module.trainer, configure(build_module(pl_module, hparams, self.source, name)))
             except Exception as error:  # any code may run in an __init__
@@ -319,36 +318,3 @@ def _naming_stage(number: int) -> Iterator[None]:
         yield
     except RefusedGrowth as error:
         raise RefusedGrowth([f"stage {number}: {reason}" for reason in error.refused]) from error
-
-
-def _take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
-    averages = [{"average_model_state": _on_cpu(average.module.state_dict())} for average in _find_averages(trainer)]
-    return {
-        "state_dict": _on_cpu(pl_module.state_dict()),
-        "hyper_parameters": find_hparams(pl_module),
-        "hparams_name": getattr(pl_module, "_hparams_name", None),
-        "optimizer_states": [_on_cpu(optimizer.state_dict()) for optimizer in trainer.optimizers],
-        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-        "callbacks": {str(number): state for number, state in enumerate(averages)},
-        "global_step": trainer.global_step,
-        "epoch": trainer.current_epoch,
-    }
-
-
-def _load_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    if checkpoint["optimizer_states"]:
-        trainer.strategy.load_optimizer_state_dict(checkpoint)
-    for config, state in zip(trainer.lr_scheduler_configs, checkpoint["lr_schedulers"], strict=False):
-        config.scheduler.load_state_dict(state)
-
-
-def _find_averages(trainer: Trainer) -> list[AveragedModel]:
-    """The averaged copies of the module that callbacks keep."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
-    return [average for average in averages if isinstance(average, AveragedModel)]
-
-
-def _on_cpu(state: Mapping[str, Any]) -> Any:
-    return tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf, dict(state))

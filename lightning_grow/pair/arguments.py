@@ -6,7 +6,7 @@ number that a pointwise operator computes with may differ, as a factor; the plan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -18,44 +18,62 @@ from lightning_grow.trace.tape import Node, Value
 OldLength = Callable[[Axis], int]
 PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "generator", "out", "non_blocking", "implicit")
 _IN_TRAINING_ONLY = ("momentum", "padding_idx", "scale_grad_by_freq", "sparse")
-_LAST = 2**62  # a slice without an end
+_DIMENSIONS = ("dim", "dims", "dim0", "dim1")
 
 
 def find_difference(old: Node, new: Node, old_length: OldLength) -> str:
-    """Say which argument differs, with both values; "" where all agree.
+    """Say which arguments differ, with both values; "" where all agree.
 
     Args:
         old: The source's call.
         new: The target's.
         old_length: How many positions of a target axis the source has.
     """
+    differing = [item for item in _differences(old, new, old_length) if item]
+    return f"{new.place}, where {'; '.join(differing)}" if differing else ""
+
+
+def _differences(old: Node, new: Node, old_length: OldLength) -> Iterator[str]:
     if new.whole is not None and old.whole is not None:
         for name, value in _fixed(new.whole).items():
-            if not is_same(value, old.whole.arguments.get(name)):
-                return _say(new, name, value, old.whole.arguments.get(name))
-    if isinstance(new.meaning[0], Contract) and isinstance(old.meaning[0], Contract):
-        if new.meaning[0].labels != old.meaning[0].labels:
-            return _say(new, "groups", new.arguments.get("groups"), old.arguments.get("groups"))
+            before = old.whole.arguments.get(name)
+            if not is_same(_at_home(new.whole, name, value), _at_home(old.whole, name, before)):
+                yield _say(name, before, value)
+    mine, theirs = new.meaning[0], old.meaning[0]
+    if isinstance(mine, Contract) and isinstance(theirs, Contract) and mine.labels != theirs.labels:
+        kernels = ([axis.size for axis in item.right.axes[2:]] for item in (theirs, mine))
+        yield _say(
+            "the kernel of groups and size", *([node.arguments.get("groups"), next(kernels)] for node in (old, new))
+        )
     for name, value in new.arguments.items():
         before = old.arguments.get(name)
         if name in (*PLACEMENT, *_IN_TRAINING_ONLY) or is_same(_at_home(new, name, value), _at_home(old, name, before)):
             continue
         if not _is_explained(new, name, value, before, old_length):
-            return _say(new, name, value, before)
-    return ""
+            yield _say(name, before, value)
 
 
-def _say(node: Node, name: str, value: Any, before: Any) -> str:
-    return f"{node.place} with {name} = {_plain(value)}, where the source has {name} = {_plain(before)}"
+def _kernel(node: Node, product: Contract) -> list[Any]:
+    return [node.arguments.get("groups"), [axis.size for axis in product.right.axes[2:]]]
+
+
+def _type(node: Node, name: str) -> str:
+    """The type that an operator's schema declares."""
+    return next(str(item.type) for item in node.op._schema.arguments if item.name == name)
+
+
+def _say(name: str, before: Any, value: Any) -> str:
+    return f"{name} is {_plain(before)} in the source and {_plain(value)} in the target"
 
 
 def _fixed(whole: Node) -> dict[str, Any]:
-    """The arguments of a composite operator that no size explains."""
-    types = {item.name: str(item.type) for item in whole.op._schema.arguments}
+    """The arguments of a composite operator that are no sizes; what its parts do with these is compared there."""
     return {
         name: value
         for name, value in whole.arguments.items()
-        if name not in _IN_TRAINING_ONLY and "Int" not in types[name] and not isinstance(value, (Value, Tensor))
+        if name not in _IN_TRAINING_ONLY
+        and ("int" not in _type(whole, name) or name in _DIMENSIONS)
+        and not isinstance(value, (Value, Tensor))
     }
 
 
@@ -77,23 +95,31 @@ def _plain(value: Any) -> Any:
 def _at_home(node: Node, name: str, value: Any) -> Any:
     """Dimensions counted from the front."""
     rank = len(node.tensors()[0].axes) if node.tensors() else 0
-    if name not in ("dim", "dims", "dim0", "dim1") or not rank:
+    if name not in _DIMENSIONS or not rank:
         return value
-    return [item % rank for item in value] if isinstance(value, (list, tuple)) else value % rank if isinstance(value, int) else value
+    return (
+        [item % rank for item in value]
+        if isinstance(value, (list, tuple))
+        else value % rank
+        if isinstance(value, int)
+        else value
+    )
 
 
 def _is_explained(node: Node, name: str, value: Any, before: Any, old_length: OldLength) -> bool:
-    kind = next(str(item.type) for item in node.op._schema.arguments if item.name == name)
+    kind = _type(node, name)
     meaning = node.meaning[0]
+    if isinstance(meaning, Contract) and name == "alpha":
+        return True  # a factor
     if isinstance(meaning, Pointwise):
-        return ("number" in kind or "float" in kind) and None not in (value, before)
-    if "Int" not in kind and kind not in ("int", "List[int]"):
+        return ("number" in kind or "Tensor" in kind or "float" in kind) and None not in (value, before)
+    if "int" not in kind or name in _DIMENSIONS:
         return False
-    if isinstance(meaning, (Rearrange, Create)) and kind not in ("int", "List[int]"):
+    if isinstance(meaning, (Rearrange, Create)):
         return name not in ("start", "end", "index", "step") or _is_position(node, name, value, before, old_length)
     if isinstance(meaning, Contract):
         return name == "groups" and old_length(dict(meaning.factors)["g"]) == before
-    return not node.op.namespace == "aten" and _is_size(node, value, before, old_length)
+    return node.op.namespace != "aten" and _is_size(node, value, before, old_length)
 
 
 def _is_position(node: Node, name: str, value: Any, before: Any, old_length: OldLength) -> bool:

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_grow.options import Options
 from lightning_grow.pair.alignment import Alignment
 from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.trace.axes import atoms, resolve
 from lightning_grow.trace.tape import Value
 
 
-@dataclass(frozen=True)
-class Permissions:
-    """What a user has allowed beyond widening hidden units."""
-
-    inputs: bool = False
-    outputs: bool = False
-    attributes: bool = False
-    dropped: tuple[str, ...] = ()
-
-
 def find_mismatches(
-    source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions, copies: Collection[str] = ()
+    source: nn.Module, target: nn.Module, both: Alignment, options: Options, copies: Collection[str] = ()
 ) -> list[str]:
     """Say every difference without a meaning, each with its place and a way out; empty where there is none."""
     ends = [
-        *_grown_ends("input", both.source.inputs, both.target.inputs, both, allowed.inputs),
-        *_grown_ends("output", both.source.outputs, both.target.outputs, both, allowed.outputs),
+        *_grown_ends("input", both.source.inputs, both.target.inputs, both, options.allow_input_growth),
+        *_grown_ends("output", both.source.outputs, both.target.outputs, both, options.allow_output_growth),
     ]
     return [
         *both.pairing.refusals(),
@@ -41,28 +31,28 @@ def find_mismatches(
     ]
 
 
-def name_inputs(source: nn.Module, target: nn.Module, both: Alignment, allowed: Permissions) -> list[str]:
+def name_inputs(source: nn.Module, target: nn.Module, both: Alignment, options: Options) -> list[str]:
     """Pair the first input's features by name where both modules name them; return the names that are dropped."""
     names = [find_input_names(module) for module in (source, target)]
     ends = [trace.inputs[0].axes[-1:] if trace.inputs else [] for trace in (both.source, both.target)]
     sizes = [axes[0].size if axes else 0 for axes in ends]
     dropped: list[str] = []
     if names[0] is None or names[1] is None:
-        if allowed.dropped:
+        if options.drop_inputs:
             both.pairing.refused.append(
                 "drop_inputs needs the names of the inputs. Give source and target an input_names property, a list of "
                 "str as long as the last axis of the first input."
             )
     elif [len(names[0]), len(names[1])] == sizes:
-        dropped = both.pairing.name_inputs(ends[1][0], names[0], names[1], allowed.dropped)
-    elif names[0] != names[1] or _unnamed(both) or allowed.dropped:
+        dropped = both.pairing.name_inputs(ends[1][0], names[0], names[1], options.drop_inputs)
+    elif names[0] != names[1] or _unnamed(both) or options.drop_inputs:
         both.pairing.refused.append(
             f"input_names do not fit the last axis of the first input: the source has {len(names[0])} names for "
             f"{sizes[0]} positions, the target {len(names[1])} for {sizes[1]}. Give each module the names of its own "
             "inputs (a source whose names were in code that has changed: build it with source=), or None to both if "
             "they are in order."
         )
-    if allowed.inputs and not both.pairing.refusals() and (unnamed := _unnamed(both)):
+    if options.allow_input_growth and not both.pairing.refusals() and (unnamed := _unnamed(both)):
         warnings.warn(
             f"New inputs are taken to stand after the old ones: {', '.join(unnamed)} grows and has no input_names to "
             "tell them apart by. If that is not so, every old weight now reads another input.",

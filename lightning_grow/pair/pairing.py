@@ -37,9 +37,11 @@ class Pairing:
     shrunk: dict[Axis, list[str]] = field(default_factory=dict)
     new: set[Axis] = field(default_factory=set)
 
-    def refusals(self) -> list[str]:
-        """Everything that cannot be paired, each once."""
-        return list(dict.fromkeys([*self.refused, *chain.from_iterable(self.shrunk.values())]))
+    def refusals(self, repeated: bool = False) -> list[str]:
+        """Everything that cannot be paired, each once, or as often as it was met."""
+        every = [*chain.from_iterable(reasons for atom, reasons in self.shrunk.items() if atom not in self.named)]
+        every += self.refused
+        return every if repeated else list(dict.fromkeys(every))
 
     def units(self, atom: Axis) -> UnitMap:
         """Which source unit each target unit is: by name where units have names, else the first ones in order."""

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_grow.options import Options
 from lightning_grow.pair.alignment import Alignment, align
 from lightning_grow.pair.copies import find_copies
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map, unit_index
-from lightning_grow.pair.mismatch import Permissions, find_mismatches, name_inputs, saved_names
+from lightning_grow.pair.mismatch import find_mismatches, name_inputs, saved_names
 from lightning_grow.pair.notes import name_choices, name_copies, name_idle_buffers, name_shared_counts
 from lightning_grow.pair.twins import same_constant
 from lightning_grow.plan.cells import Kind, Layout
@@ -24,35 +25,28 @@ from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
 from lightning_grow.plan.interpret.interpret import Choice, State, find_initial_states, interpret, number_variable
 from lightning_grow.plan.scale import Scale, Variable, solve, variable
 from lightning_grow.plan.tensor_plan import CellPlan, TensorPlan
-from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, atoms, resolve
 from lightning_grow.trace.tape import Node, Value
-from lightning_grow.trace.tracer import Forward
-
-NOTHING_ELSE = Permissions()
 
 
 def make_plan(
     source: nn.Module,
     target: nn.Module,
-    strategy: Strategy,
     source_inputs: Any,
     target_inputs: Any,
-    forward: Forward | None = None,
-    rename: Mapping[str, str] | None = None,
-    allowed: Permissions = NOTHING_ELSE,
-    seed: int = 0,
+    options: Options,
 ) -> GrowthPlan:
     """Trace both modules, pair their axes and decide what every tensor becomes.
 
     Raises:
         RefusedGrowth: A module cannot be traced.
     """
-    both = align(source, target, source_inputs, target_inputs, forward, rename)
-    dropped = name_inputs(source, target, both, allowed)
+    strategy = options.strategy
+    both = align(source, target, source_inputs, target_inputs, options.forward, options.rename)
+    dropped = name_inputs(source, target, both, options)
     copies = find_copies(target, both)
-    draft = _Draft(both, target, strategy, allowed, seed, copies)
-    impossible = find_mismatches(source, target, both, allowed, copies)
+    draft = _Draft(both, target, options, copies)
+    impossible = find_mismatches(source, target, both, options, copies)
     refused, lost = list(impossible), list[str]()
     if not impossible and strategy.transfers:
         parted, lost = draft.decide()
@@ -86,15 +80,13 @@ class _Draft:
         self,
         both: Alignment,
         target: nn.Module,
-        strategy: Strategy,
-        allowed: Permissions,
-        seed: int,
+        options: Options,
         copies: Mapping[str, str],
     ) -> None:
-        self.copies = copies
+        self.copies, strategy = copies, options.strategy
         self.both, self.pairing, self.new, self.renamed = both, both.pairing, both.target, both.renamed
-        self.target, self.strategy, self.allowed = target, strategy, allowed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.target, self.strategy, self.options = target, strategy, options
+        self.generator = torch.Generator().manual_seed(options.seed)
         self.identities = self._identities() if strategy.transfers else frozenset[str]()
         self.initial_states = find_initial_states(self.new, self.pairing.grows)
         self.never_copied = self._never_copied()
@@ -212,7 +204,7 @@ class _Draft:
         at_fault = {atom for item in state.failures for atom in item.atoms} or state.admitted
         grown = {atom for atom in at_fault if self.pairing.old_size(atom) and self.pairing.grows(atom)}
         choice = replace(state.choice, copied=state.choice.copied ^ (grown - self.never_copied))
-        if choice in tried and self.allowed.attributes:
+        if choice in tried and self.options.allow_attribute_changes:
             return replace(state.choice, copied=self.copied, free_numbers=self._free_numbers())
         return choice
 
@@ -347,7 +339,7 @@ class _Draft:
         value = self.new.tensors[name]
         cell = self.state.of(value)[index] if value.constant is None else None
         if cell is None:
-            return CellPlan(Kind.NEW if is_new else Kind.KEPT)
+            return CellPlan(Kind.NEW if is_new or name not in self.renamed else Kind.KEPT)
         if cell.kind is Kind.MEAN:
             dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
             return CellPlan(Kind.MEAN, self._factor(cell.scale), dim)

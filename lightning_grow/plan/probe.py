@@ -34,7 +34,8 @@ def _draws(near: tuple[float, ...]) -> list[Tensor]:
     return [draw() for _ in range(12)]
 
 
-def _sample(count: int, near: Sequence[float], offset: int = 0, positive: bool = False) -> list[Tensor]:
+def sample(count: int, near: Sequence[float], offset: int = 0, positive: bool = False) -> list[Tensor]:
+    """The numbers that a function of `count` inputs is asked about."""
     draws = [_draws(tuple(near))[(index + offset) % 12] for index in range(count)]
     return [draw.abs() if positive else draw for draw in draws]
 
@@ -46,7 +47,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 def _holds(law: Callable[[list[Tensor]], tuple[Tensor, Tensor]], count: int, near: Sequence[float]) -> bool:
     """Whether a law holds on mixed signs; where the function is undefined there (sqrt, log), on positive numbers."""
     for positive in (False, True):
-        left, right = law(_sample(count, near, positive=positive))
+        left, right = law(sample(count, near, positive=positive))
         if left.isnan().any() or right.isnan().any():
             continue
         return _same(left, right)
@@ -73,7 +74,7 @@ def diverges(function: Function, count: int, zeros: frozenset[int]) -> bool:
     >>> diverges(lambda inputs: inputs[0] / inputs[1], 2, frozenset({1}))
     True
     """
-    inputs = [item * (index not in zeros) for index, item in enumerate(_sample(count, (), positive=True))]
+    inputs = [item * (index not in zeros) for index, item in enumerate(sample(count, (), positive=True))]
     return not bool(function(inputs).double().isfinite().any())
 
 
@@ -113,7 +114,7 @@ def averages(function: Function, count: int, mean: frozenset[int], near: Sequenc
     """Whether the function of averages is the average of the function, over inputs at `mean`, the others fixed."""
 
     def law(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        others = _sample(count, near, offset=count + 1, positive=bool((inputs[0] > 0).all()) if inputs else False)
+        others = sample(count, near, offset=count + 1, positive=bool((inputs[0] > 0).all()) if inputs else False)
         second = [
             other if index in mean else item for index, (item, other) in enumerate(zip(inputs, others, strict=True))
         ]

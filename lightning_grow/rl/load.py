@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_grow.errors import CheckpointError
+from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_file
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.normalizer import ObservationNormalizer
@@ -16,6 +16,7 @@ from lightning_grow.rl.normalizer import ObservationNormalizer
 KEY = "lightning_grow.rl"
 """A PPO's own key in a checkpoint; everything under it is of plain types."""
 
+OWN_NAMES = ("actor", "critic", "log_std")
 PLAIN_NAMES = {
     "actor_state_dict": "actor",
     "policy": "actor",
@@ -34,17 +35,19 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
             names them: `0.weight`, `0.bias`, `2.weight`, ... `hidden_dims`, `state_dim`, `activation`, `timestep` and
             `episode` may stand beside them.
         hparams: What a plain file does not say of its agent, as the hyperparameters of a PPO.
-        rename: For a plain file with other names: beginning of a name (`policy_net.layers`) to ours (`actor`).
+        rename: Beginning of a name of ours (`actor`) to that of the file's (`policy_net.layers`), where they differ.
 
     Raises:
         CheckpointError: If the file cannot be read safely, or holds neither.
+        WrongSetting: If `rename` is for a plain file and has a name that no agent has.
     """
     content = read_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict, came {type(content).__name__}.")
-    if isinstance(content.get("state_dict"), Mapping):
-        return content
-    state = plain_state(content, rename)
+    if isinstance(state := content.get("state_dict"), Mapping):
+        ours = {theirs: own for own, theirs in rename.items()}
+        return {**content, "state_dict": {replace_start(name, ours): tensor for name, tensor in state.items()}}
+    state = plain_state(content, plain_names(rename))
     source_hparams = {**hparams, **plain_hparams(path, content, state)}
     check_names(path, state, source_hparams)
     weights = {f"agent.{name}": tensor for name, tensor in state.items()}
@@ -59,10 +62,29 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
     return {"state_dict": weights, "hyper_parameters": source_hparams, KEY: {"statistics": counters, "run": None}}
 
 
-def plain_state(content: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Tensor]:
+def plain_names(rename: Mapping[str, str]) -> dict[str, str]:
+    """Return beginnings of a plain file's names -> ours as `ActorCritic` has them, whose PPO has "agent." before them.
+
+    >>> plain_names({"agent.actor": "policy_net.layers"})
+    {'policy_net.layers': 'actor'}
+    >>> plain_names({"policy_net.layers": "actor"})
+    Traceback (most recent call last):
+    lightning_grow.errors.WrongSetting: Expected rename to map this agent's names (actor, critic, log_std) to the ...
+    """
+    ours = {theirs: own.removeprefix("agent.") for own, theirs in rename.items()}
+    for theirs, own in ours.items():
+        if own.split(".")[0] not in OWN_NAMES:
+            raise WrongSetting(
+                f"Expected rename to map this agent's names ({', '.join(OWN_NAMES)}) to the file's, but got {own!r}. "
+                f"Pass rename={{<beginning of ours>: <beginning of theirs>}}, e.g. {{{theirs!r}: {own!r}}}."
+            )
+    return ours
+
+
+def plain_state(content: Mapping[str, Any], ours: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors of all state dicts in a plain file, under the names `ActorCritic` gives them.
 
-    >>> list(plain_state({"policy": {"0.bias": torch.zeros(2)}, "episode": 3}, rename={}))
+    >>> list(plain_state({"policy": {"0.bias": torch.zeros(2)}, "episode": 3}, ours={}))
     ['actor.0.bias']
     """
     parts = {key: part if isinstance(part, Mapping) else {"": part} for key, part in content.items()}
@@ -72,11 +94,11 @@ def plain_state(content: Mapping[str, Any], rename: Mapping[str, str]) -> dict[s
         for name, tensor in part.items()
         if isinstance(tensor, Tensor)
     }
-    return {replace_start(replace_start(name, rename), PLAIN_NAMES): tensor for name, tensor in tensors.items()}
+    return {replace_start(replace_start(name, ours), PLAIN_NAMES): tensor for name, tensor in tensors.items()}
 
 
-def replace_start(name: str, rename: Mapping[str, str]) -> str:
-    """Replace the longest beginning of a dotted name that `rename` has.
+def replace_start(name: str, starts: Mapping[str, str]) -> str:
+    """Replace the longest beginning of a dotted name that `starts` has.
 
     >>> replace_start("policy.net.0.weight", {"policy": "critic", "policy.net": "actor"})
     'actor.0.weight'
@@ -84,8 +106,8 @@ def replace_start(name: str, rename: Mapping[str, str]) -> str:
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         start = ".".join(parts[:count])
-        if start in rename:
-            return ".".join([part for part in (rename[start], *parts[count:]) if part])
+        if start in starts:
+            return ".".join([part for part in (starts[start], *parts[count:]) if part])
     return name
 
 
@@ -95,7 +117,7 @@ def plain_hparams(path: str | Path, content: Mapping[str, Any], state: Mapping[s
     if not weights:
         raise CheckpointError(
             f"{path}: expected a Lightning checkpoint or a dict with an 'actor' and a 'critic' state dict,"
-            f" found the keys {sorted(map(str, content))[:8]}. Pass rename={{<their name>: 'actor', ...}}."
+            f" found the keys {sorted(map(str, content))[:8]}. Pass rename={{'actor': <their name>, ...}}."
         )
     sizes = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     found = {"state_dim": sizes[0], "hidden_dims": sizes[1:-1]}
@@ -117,5 +139,5 @@ def check_names(path: str | Path, state: Mapping[str, Tensor], hparams: Mapping[
     if shapes[0] != shapes[1]:
         raise CheckpointError(
             f"{path}: expected the tensors {shapes[1]}, found {shapes[0]}."
-            " Pass rename={<beginning of their name>: <beginning of ours>}, e.g. {'actor.network': 'actor'}."
+            " Pass rename={<beginning of ours>: <beginning of theirs>}, e.g. {'actor': 'actor.network'}."
         )

@@ -1,7 +1,8 @@
 """A gymnasium environment over price bars: short, flat or long, paid by the next bar."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -261,6 +262,23 @@ def _check_settings(state_features: int, lookback_bars: int, period: str, cost: 
         raise MarketError(f"expected period 'train' or 'evaluate', but got {period!r}.")
     if not 0 <= cost < 1:
         raise MarketError(f"expected a cost from 0 to 1, a fraction of the price, but got {cost}.")
+
+
+def describe_sizes(settings: Mapping[str, Any]) -> str:
+    """Say how the length of a state comes about.
+
+    Args:
+        settings: Arguments of `MarketEnv`; its defaults for those that are missing.
+
+    >>> describe_sizes({"state_features": 10})
+    '10 features x 3 timeframes x 20 lookback bars = 600'
+    """
+    parameters = inspect.signature(MarketEnv).parameters
+    features, timeframes, bars = (
+        settings.get(name, parameters[name].default) for name in ("state_features", "timeframes", "lookback_bars")
+    )
+    total = features * len(timeframes) * bars
+    return f"{features} features x {len(timeframes)} timeframes x {bars} lookback bars = {total}"
 
 
 gymnasium.register(

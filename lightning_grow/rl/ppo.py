@@ -1,9 +1,7 @@
 """PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
 
-import inspect
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,47 +12,26 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import Unpack
 
 from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.errors import WrongSetting
 from lightning_grow.files.rebuild import rebuild_source
-from lightning_grow.grow import grow
+from lightning_grow.grow import grow_in_place
+from lightning_grow.options import GrowthOptions, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
-from lightning_grow.rl.gae import generalized_advantages
+from lightning_grow.rl.annealing import annealed, count_iterations
 from lightning_grow.rl.load import KEY, read_agent
-from lightning_grow.rl.losses import approximate_kl, clip_fraction, explained_variance, policy_loss, value_loss
-from lightning_grow.rl.market import MARKET_ID, MarketEnv
+from lightning_grow.rl.losses import explained_variance
+from lightning_grow.rl.market import MARKET_ID, describe_sizes
 from lightning_grow.rl.metrics import EpisodeStatistics
 from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.spaces import make_env, observation_names
-from lightning_grow.rl.vector_env import VectorEnv
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One iteration's samples, or some of them; each `(batch, ...)`.
-
-    Attributes:
-        observations: Normalised, `(batch, state_dim)`.
-        actions: `(batch,)` or `(batch, action_dim)`.
-        log_probs: Of the actions at the time of the rollout, `(batch,)`.
-        values: V(s) at the time of the rollout, `(batch,)`.
-        advantages: `(batch,)`.
-        returns: What the critic learns, `(batch,)`.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def take(self, indices: Tensor) -> "Batch":
-        """Return the samples at `indices`."""
-        return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
+from lightning_grow.rl.update import Batch, check_batches, prepare, update
+from lightning_grow.rl.vector_env import VectorEnv, make_fitting
+from lightning_grow.strategies import Strategy
 
 
 class PPO(GrowableMixin, LightningModule):
@@ -144,7 +121,7 @@ class PPO(GrowableMixin, LightningModule):
     ) -> None:
         super().__init__()
         env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
-        _check_batches(num_envs, num_steps, num_minibatches, update_epochs, norm_adv)
+        check_batches(num_envs, num_steps, num_minibatches, update_epochs, norm_adv)
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
@@ -199,27 +176,10 @@ class PPO(GrowableMixin, LightningModule):
         '10 features x 3 timeframes x 20 lookback bars = 600'
         """
         env = hparams.get("env") or {}
-        if env.get("id") != MARKET_ID:
-            return ""
-        defaults = {name: parameter.default for name, parameter in inspect.signature(MarketEnv).parameters.items()}
-        settings = {**defaults, **env}
-        sizes = settings["state_features"], len(settings["timeframes"]), settings["lookback_bars"]
-        return "{} features x {} timeframes x {} lookback bars = {}".format(*sizes, math.prod(sizes))
+        return describe_sizes(env) if env.get("id") == MARKET_ID else ""
 
     def load_with_transfer(
-        self,
-        path: str | Path,
-        transfer_strategy: str = "preserve",
-        *,
-        rename: Mapping[str, str] | None = None,
-        allow_input_growth: bool = False,
-        allow_output_growth: bool = False,
-        drop_inputs: Sequence[str] = (),
-        new_action_prob: float | None = None,
-        new_log_std: float | None = None,
-        verify: bool = True,
-        tolerance: float | None = None,
-        seed: int = 0,
+        self, path: str | Path, transfer_strategy: str | Strategy | None = None, **options: Unpack[GrowthOptions]
     ) -> TransferReport:
         """Grow the agent in a file into this one, in place, and take over its counters.
 
@@ -228,16 +188,8 @@ class PPO(GrowableMixin, LightningModule):
         Args:
             path: A Lightning checkpoint of a PPO, or a plain file with the state dicts of an actor and a critic, as
                 `lightning_grow.rl.load.read_agent` describes.
-            transfer_strategy: One of `lightning_grow.list_strategies()`.
-            rename: For a plain file: beginning of a name there to ours, `{"actor.network": "actor"}`.
-            allow_input_growth: Whether this agent may observe more than that one did.
-            allow_output_growth: Whether it may have more actions.
-            drop_inputs: Names of observations that it may lack, or patterns of them.
-            new_action_prob: Total probability that new discrete actions begin with.
-            new_log_std: What new continuous actions' log_std begins with; 0 when None.
-            verify: As for `lightning_grow.grow`.
-            tolerance: As for `lightning_grow.grow`.
-            seed: Of the new weights.
+            transfer_strategy: Another name for the option `strategy`.
+            **options: See `GrowthOptions`. The source's names are those in the file: `rename={"actor": "pi.network"}`.
 
         Returns:
             What was done to each tensor.
@@ -246,22 +198,17 @@ class PPO(GrowableMixin, LightningModule):
             CheckpointError: If the file cannot be read safely, or holds no agent.
             RefusedGrowth: If this agent is not a grown version of that one; nothing was changed.
             UnknownStrategy: If there is no such strategy.
+            WrongSetting: If an option has a value that nothing can be made of.
+            TypeError: If there is no such option, or two strategies.
         """
-        checkpoint = read_agent(path, self.hparams, rename or {})
+        if transfer_strategy is not None:
+            if "strategy" in options:
+                raise TypeError("load_with_transfer got a strategy and a transfer_strategy, which mean the same.")
+            options["strategy"] = transfer_strategy
+        checked = check_options(options, "load_with_transfer", "transfer_strategy")
+        checkpoint = read_agent(path, self.hparams, checked.rename or {})
         source = rebuild_source(self, checkpoint, checkpoint["state_dict"])
-        report = grow(
-            source,
-            self,
-            strategy=transfer_strategy,
-            allow_input_growth=allow_input_growth,
-            allow_output_growth=allow_output_growth,
-            drop_inputs=drop_inputs,
-            new_action_prob=new_action_prob,
-            new_log_std=new_log_std,
-            verify=verify,
-            tolerance=tolerance,
-            seed=seed,
-        )
+        report = grow_in_place(source, self, replace(checked, rename=None))  # the file's names are ours by now
         self.statistics.restore(checkpoint.get(KEY, {}).get("statistics", {}))
         return report
 
@@ -278,21 +225,8 @@ class PPO(GrowableMixin, LightningModule):
         if self.trainer.world_size > 1:
             raise WrongSetting(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
         if self.hparams["anneal_lr"]:
-            self._num_iterations()
-        self.envs = self._make_envs()
-
-    def _make_envs(self) -> VectorEnv:
-        envs = VectorEnv(self.hparams["env"], self.hparams["num_envs"])
-        names = ("state_dim", "action_dim", "continuous")
-        ours = tuple(self.hparams[name] for name in names)
-        if ours != envs.sizes:
-            theirs = dict(zip(names, envs.sizes, strict=True))
-            envs.close()
-            raise WrongSetting(
-                f"{self.hparams['env']['id']} has {theirs}; the agent was built with"
-                f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
-            )
-        return envs
+            self._num_iterations()  # refused here, not hours later
+        self.envs = make_fitting(self.hparams)
 
     def on_train_start(self) -> None:
         """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
@@ -336,7 +270,7 @@ class PPO(GrowableMixin, LightningModule):
         adam = torch.optim.Adam(self.named_parameters(), lr=self.hparams["learning_rate"], eps=1e-5, fused=True)
         if not self.hparams["anneal_lr"]:
             return adam
-        return [adam], [LambdaLR(adam, lambda step: self._lr_factor(step))]
+        return [adam], [LambdaLR(adam, lambda step: annealed(step, self.current_epoch, self._num_iterations()))]
 
     # PPO itself.
 
@@ -362,84 +296,23 @@ class PPO(GrowableMixin, LightningModule):
         self.log("episode_return", episode_return, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
         self.log_dict(diagnostics, on_step=False, on_epoch=True, batch_size=1)
 
-    @torch.no_grad()
     def prepare(self, rollout: Rollout) -> Batch:
         """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
-        observations = self.normalizer(rollout.observations)
-        values = self.agent.value(observations).squeeze(-1)
-        next_values = values[1:].clone()
-        # The observation after an end belongs to the next episode.
-        final_values = self.agent.value(self.normalizer(rollout.final_observations)).squeeze(-1)
-        next_values[rollout.terminated | rollout.truncated] = final_values
-        advantages = generalized_advantages(
-            rollout.rewards,
-            values[:-1],
-            next_values,
-            rollout.terminated,
-            rollout.truncated,
-            self.hparams["gamma"],
-            self.hparams["gae_lambda"],
-        )
-        log_probs = self.agent.distribution(rollout.outputs).log_prob(rollout.actions)
-        columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, advantages + values[:-1])
-        return Batch(*(column.flatten(0, 1) for column in columns))
+        return prepare(rollout, self.agent, self.normalizer, self.hparams["gamma"], self.hparams["gae_lambda"])
 
     def update(self, samples: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Take all optimizer steps of an iteration; return the mean of each diagnostic over them."""
-        steps: list[Tensor] = []
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
-        for _ in range(self.hparams["update_epochs"]):
-            order = torch.randperm(len(samples.returns), generator=generator).to(self.device)
-            minibatches = order.tensor_split(self.hparams["num_minibatches"])
-            steps += [self.update_once(samples.take(indices)) for indices in minibatches]
-            if (
-                self.hparams["target_kl"] is not None
-                and steps[-1][names.index("approx_kl")] > self.hparams["target_kl"]
-            ):
-                break
-        return dict(zip(names, torch.stack(steps).mean(0), strict=True))
+        return update(self.agent, samples, self.hparams, generator, self._take_step)
 
-    def update_once(self, samples: Batch) -> Tensor:
-        """Take one optimizer step; return (policy loss, value loss, entropy, approximate KL, clipped fraction)."""
-        clip_coef = self.hparams["clip_coef"]
-        distribution = self.agent.distribution(self.agent.policy(samples.observations))
-        log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
-        values = self.agent.value(samples.observations).squeeze(-1)
-        advantages = samples.advantages
-        if self.hparams["norm_adv"]:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        actor_loss = policy_loss(log_ratios, advantages, clip_coef)
-        critic_loss = value_loss(
-            values, samples.values, samples.returns, clip_coef if self.hparams["clip_vloss"] else None
-        )
-        entropy = distribution.entropy().mean()
+    def _take_step(self, loss: Tensor) -> None:
         optimizer = self._optimizer
         optimizer.zero_grad()
-        self.manual_backward(actor_loss - self.hparams["ent_coef"] * entropy + self.hparams["vf_coef"] * critic_loss)
+        self.manual_backward(loss)
         nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
         optimizer.step()
-        log_ratios = log_ratios.detach()
-        kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, clip_coef)
-        return torch.stack([actor_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped])
-
-    def _lr_factor(self, step: int) -> float:
-        """Return the learning rate after `step` scheduler steps as a fraction: 1 at first, 0 after the last iteration.
-
-        A scheduler that starts in the middle of a run, as after growth, falls over the iterations that are left.
-        """
-        if step == 0:
-            return 1.0
-        first_iteration = self.current_epoch + 1 - step
-        return max(0.0, 1 - step / max(1, self._num_iterations() - first_iteration))
 
     def _num_iterations(self) -> int:
-        total: int | None = self.hparams["total_iterations"] or self.trainer.max_epochs
-        if total is not None and total > 0:
-            return total
-        if self.trainer.max_steps > 0:
-            steps_each: int = self.hparams["update_epochs"] * self.hparams["num_minibatches"]
-            return math.ceil(self.trainer.max_steps / steps_each)
-        raise WrongSetting("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
+        return count_iterations(self.trainer, self.hparams)
 
     @property
     def _optimizer(self) -> LightningOptimizer:
@@ -450,7 +323,7 @@ class PPO(GrowableMixin, LightningModule):
         if self.envs is None:
             raise RuntimeError("PPO has no environments outside of fit: train it with Trainer.fit.")
         if (self.envs.env, len(self.envs.envs)) != (self.hparams["env"], self.hparams["num_envs"]):
-            old, self.envs = self.envs, self._make_envs()
+            old, self.envs = self.envs, make_fitting(self.hparams)
             old.close()
         return self.envs
 
@@ -462,16 +335,3 @@ class PPO(GrowableMixin, LightningModule):
         if self.envs is None or self.generator is None:
             return self.run_state
         return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}
-
-
-def _check_batches(num_envs: int, num_steps: int, num_minibatches: int, update_epochs: int, norm_adv: bool) -> None:
-    counts = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_minibatches}
-    for name, count in (*counts.items(), ("update_epochs", update_epochs)):
-        if count < 1:
-            raise WrongSetting(f"Expected {name} to be at least 1, but got {count}.")
-    samples, least = num_envs * num_steps, (2 if norm_adv else 1) * num_minibatches
-    if samples < least:
-        raise WrongSetting(
-            f"Expected num_envs x num_steps to be at least {least} for num_minibatches={num_minibatches}, but got "
-            f"{samples}. Collect more, or take fewer minibatches: norm_adv needs two samples in each."
-        )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from lightning_grow.errors import WrongSetting
 from lightning_grow.rl.spaces import Environment, make_env, space_sizes, time_limit
 
 Array = npt.NDArray[Any]
@@ -149,3 +150,22 @@ def state_of(env: Environment) -> dict[str, Any]:
     unwrapped = env.unwrapped
     state = unwrapped.get_state() if isinstance(unwrapped, Resumable) else None
     return {"np_random": unwrapped.np_random.bit_generator.state, "state": state}
+
+
+def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:
+    """Make the environments of a PPO's hyperparameters, which have to be those that its network was built for.
+
+    Raises:
+        WrongSetting: If their sizes are not the network's.
+    """
+    envs = VectorEnv(settings["env"], settings["num_envs"])
+    names = ("state_dim", "action_dim", "continuous")
+    ours = tuple(settings[name] for name in names)
+    if ours != envs.sizes:
+        theirs = dict(zip(names, envs.sizes, strict=True))
+        envs.close()
+        raise WrongSetting(
+            f"{settings['env']['id']} has {theirs}; the agent was built with"
+            f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
+        )
+    return envs

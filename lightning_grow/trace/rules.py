@@ -46,7 +46,7 @@ for _name in (*UNTAGGED, "leaky_relu"):  # torch 2.10 does not tag the last one
     RULES[_name] = pointwise
 
 
-@axis_rule("t", "transpose", "permute", "numpy_T", "swapaxes", "movedim")
+@axis_rule("t", "transpose", "permute", "numpy_T")
 def permute(call: Call) -> list[Output]:
     """Reorder dimensions."""
     rank = len(call.input.axes)
@@ -240,10 +240,10 @@ def contract(
 def convolution(call: Call) -> list[Output]:
     """Contract channels; the window slides over the other axes."""
     image, weight, bias, groups = call["input"], call["weight"], call.get("bias"), call["groups"]
-    window = "." * (len(image.axes) - 2)
+    window = _window(call, weight)
     out, into = ("k", "o") if call["transposed"] else ("o", "k")
     if groups == 1:
-        labels = ("nk" + window, out + into + window, "no" + window)
+        labels = ("nk" + window, out + into + "." * len(window), "no" + window)
         axes, meaning = contract(image, weight, labels, call.shapes[0])[0]
     else:
         axes, meaning = _grouped(call, image, weight, groups, window)
@@ -253,6 +253,23 @@ def convolution(call: Call) -> list[Output]:
     return [(axes, meaning)]
 
 
+def _window(call: Call, weight: Value) -> str:
+    """A label for every axis that the window slides over; one of size 1 takes each position as it is."""
+    sizes = [axis.size for axis in weight.axes[2:]]
+    still = [
+        (size, *rest) == (1, 1, 0, 0)
+        for size, *rest in zip(sizes, *(_spread(call[name], len(sizes)) for name in _MOVES), strict=True)
+    ]
+    return "".join(letter if is_still else "." for letter, is_still in zip("xyz", still, strict=False))
+
+
+_MOVES = ("stride", "padding", "output_padding")
+
+
+def _spread(numbers: Sequence[int], count: int) -> list[int]:
+    return list(numbers) * count if len(numbers) == 1 else list(numbers)
+
+
 def _grouped(call: Call, image: Value, weight: Value, groups: int, window: str) -> Output:
     """Channels are groups by channels of a group, on both sides."""
     channels, wide = image.axes[1], weight.axes[0]
@@ -260,12 +277,12 @@ def _grouped(call: Call, image: Value, weight: Value, groups: int, window: str) 
     if call["transposed"]:
         unify(channels, wide)
         axes = [image.axes[0], product_of([group, weight.axes[1]]), *fresh(call.shapes[0][2:])]
-        labels = ("n(gk)" + window, "(gk)o" + window, "n(go)" + window)
+        labels = ("n(gk)" + "." * len(window), "(gk)o" + "." * len(window), "n(go)" + "." * len(window))
         return axes, Contract(image, weight, labels, None, (("g", group), ("k", inner), ("o", weight.axes[1])))
     unify(inner, weight.axes[1])
     group_out, inner_out = factor(wide, [groups, wide.size // groups])
     unify(group, group_out)
-    labels = ("n(gk)" + window, "(go)k" + window, "n(go)" + window)
+    labels = ("n(gk)" + "." * len(window), "(go)k" + "." * len(window), "n(go)" + "." * len(window))
     factors = (("g", group), ("k", inner), ("o", inner_out))
     return [image.axes[0], wide, *fresh(call.shapes[0][2:])], Contract(image, weight, labels, None, factors)
 

@@ -61,8 +61,8 @@ def axis_rule(*names: str) -> Callable[[Rule], Rule]:
     """Declare what an operator does with axes, for operators that the library has no rule for.
 
     The function gets a `Call` (`call["name"]` is an argument by its schema name, `call.input` the first tensor,
-    `call.shapes` the output shapes) and returns one (axes, meaning) per output. The rules of this file are the examples
-    to follow; most operators are one of
+    `call.shapes` the output shapes) and returns one (axes, meaning) per output. The rules in lightning_grow/trace are
+    the examples to follow; most operators are one of these forms, whose names are in `lightning_grow.rules`:
 
     * `pointwise(call)`: one entry of each input makes one of the output;
     * `call.rearrange(axes, move)`: entries move;

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from lightning_grow.app import cli
 from lightning_grow.callbacks import ArchTransfer
+from lightning_grow.options import NAMES, check_options
 from lightning_grow.rl import PPO
 from lightning_grow.rl.market import MarketEnv
 from lightning_grow.strategies import Strategy, list_strategies
@@ -260,7 +261,10 @@ def test_there_is_a_choice_for_every_strategy():
 def test_the_configuration_has_every_argument_at_its_default(path, key, build, elsewhere):
     config = OmegaConf.to_container(OmegaConf.load(CONF / path), resolve=False)
     config = config[key] if key else config
-    defaults = {name: argument.default for name, argument in inspect.signature(build).parameters.items()}
+    parameters = inspect.signature(build).parameters
+    defaults = {name: argument.default for name, argument in parameters.items() if name != "options"}
+    if "options" in parameters:
+        defaults |= {name: getattr(check_options({}, "ArchTransfer"), name) for name in NAMES}
     for name in defaults.keys() - elsewhere:
         default = defaults[name]
         assert config[name] == (list(default) if isinstance(default, tuple) else default), name

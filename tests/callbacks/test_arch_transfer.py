@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from stacks import AtStart, GrowableStack, Stack, batches, equal, fit, make_trainer, outputs, train_small, weights
 
 from lightning_grow.callbacks import ArchTransfer
-from lightning_grow.callbacks.arch_transfer import check_total
+from lightning_grow.callbacks.surroundings import check_total
 from lightning_grow.errors import CheckpointError, RefusedGrowth, UnknownStrategy
 
 CLOSE = {"rtol": 0, "atol": 1e-6}  # float32 outputs of about 1

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_grow.errors import CheckpointError, RefusedGrowth
+from lightning_grow.errors import CheckpointError, RefusedGrowth, WrongSetting
 from lightning_grow.rl import PPO, ActorCritic
-from lightning_grow.rl.load import read_agent
+from lightning_grow.rl.load import read_agent, replace_start
 
 HPARAMS = dict(PPO(4, 2, normalize_observations=False).hparams)
 
@@ -77,8 +77,23 @@ def test_other_names_are_renamed(path):
     file["pi"] = {f"network.{name}": tensor for name, tensor in file.pop("actor").items()}
     file["v"] = file.pop("critic")
     torch.save(file, path)
-    target.load_with_transfer(path, rename={"pi.network": "actor", "v": "critic"})
+    target.load_with_transfer(path, rename={"actor": "pi.network", "agent.critic": "v"})
     assert_same_function(source, target)
+
+
+def test_other_names_in_a_checkpoint_are_renamed(tmp_path):
+    source, target = make_agent(), make_agent(hidden_dims=[16, 12])
+    theirs = {"agent.actor": "agent.critic", "agent.critic": "pi.network"}  # one name is ours, of another part
+    state = {replace_start(name, theirs): tensor for name, tensor in source.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": dict(source.hparams)}, tmp_path / "agent.ckpt")
+    target.load_with_transfer(tmp_path / "agent.ckpt", rename=theirs)
+    assert_same_function(source, target)
+
+
+def test_renaming_the_wrong_way_round_is_said(path):
+    torch.save(best_model(make_agent().agent), path)
+    with pytest.raises(WrongSetting, match=r"this agent's names .*e\.g\. {'actor': 'pi\.network'}"):
+        make_agent(hidden_dims=[16, 12]).load_with_transfer(path, rename={"pi.network": "actor"})
 
 
 def test_a_gaussian_agent_brings_its_log_std(path):

@@ -424,7 +424,7 @@ BLOCKS = {
     "decoder": Block(Decoder, (8, 2, 12), (12, 3, 16)),
     "Perceiver": Block(Latents, (8, 2), (12, 3)),
     "dense experts": Block(Experts, (6, 8), (9, 12)),
-    "more experts": Block(Experts, (6, 8, 3), (6, 8, 4), refused="softmax over|shares"),
+    "more experts": Block(Experts, (6, 8, 3), (6, 8, 4), refused="_softmax.* takes a max over|shares"),
     "LoRA": Block(Adapter, (6, 2), (9, 3)),
     "weight_norm, written": Block(weight_norm, (8,), (12,)),
     "weight_norm, read": Block(weight_norm_reading, (8,), (12,)),

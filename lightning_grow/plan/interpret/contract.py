@@ -10,6 +10,7 @@ import numpy as np
 from lightning_grow.pair.roles import Dimension, split_labels
 from lightning_grow.plan.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
 from lightning_grow.plan.interpret.decisions import Commit
+from lightning_grow.plan.interpret.move import keep_positions
 from lightning_grow.plan.interpret.pointwise import changed_number, combine, constant_cell
 from lightning_grow.plan.interpret.probed import ADD
 from lightning_grow.plan.interpret.state import State, union
@@ -76,6 +77,8 @@ class _Term:
 
 def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cells:
     """Sum over the labels that the output does not have, cell by cell."""
+    if state.found is not None:
+        keep_positions(state, node, _windows(meaning))
     left, right = _factor(state, meaning, meaning.left, 0), _factor(state, meaning, meaning.right, 1)
     slots = {**left.slots, **right.slots}
     out = [label for label in meaning.labels[2] if label not in "()."]
@@ -96,6 +99,17 @@ def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cell
         result[index] = _sum(state, node, meaning, terms, [slots[label][n] for label, n in place.items()])
     cells = _spread(state, output, meaning, result)
     return cells if meaning.bias is None else _add_bias(state, node, output, meaning.bias, cells)
+
+
+def _windows(meaning: Contract) -> list[Axis]:
+    """The axes that a convolution slides over, of the image and of the kernel."""
+    sides = ((meaning.left, meaning.labels[0]), (meaning.right, meaning.labels[1]))
+    return [
+        axis
+        for value, letters in sides
+        for axis, label in zip(value.axes, split_labels(letters), strict=True)
+        if label == "."
+    ]
 
 
 def _places(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -132,7 +146,8 @@ def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots:
         return LOST
     if not live:
         return ZERO
-    identity = [term for term in live if term.is_identity]
+    plain = all(node.arguments.get(name, 1) == 1 for name in ("alpha", "beta"))
+    identity = [term for term in live if term.is_identity and plain]
     bad = [term for term in live if not term.is_kept]
     if state.found is None and not identity:
         return _new_sum(state, node, live)

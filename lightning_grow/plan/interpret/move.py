@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -68,7 +69,7 @@ def lookup(state: State, node: Node, output: Value, meaning: Lookup) -> Cells:
 
 def along(state: State, node: Node, output: Value, meaning: Along) -> Cells:
     """Positions of some dimensions are mixed, all others treated alike; the mixed ones may not grow."""
-    _keep_positions(state, node, meaning.inputs[0], meaning.dims)
+    keep_positions(state, node, [meaning.inputs[0].axes[dim] for dim in meaning.dims])
     cells, shape = state.of(meaning.inputs[0]), state.shape(output)
     for dim in meaning.dims:
         cells = cells.take([0], axis=dim)
@@ -83,8 +84,8 @@ def along(state: State, node: Node, output: Value, meaning: Along) -> Cells:
 
 def scatter(state: State, node: Node, output: Value, meaning: Scatter) -> Cells:
     """Positions of one tensor are written or added to those of another; all other dimensions are treated alike."""
-    _keep_positions(state, node, meaning.base, meaning.dims)
-    _keep_positions(state, node, meaning.value, meaning.inner)
+    keep_positions(state, node, [meaning.base.axes[dim] for dim in meaning.dims])
+    keep_positions(state, node, [meaning.value.axes[dim] for dim in meaning.inner])
     for item in meaning.indices:
         fixed = item.constant is not None and constant_cell(state, node, item) is None
         if not fixed and any(cell.kind is not Kind.KEPT for cell in state.of(item).flat):
@@ -111,8 +112,9 @@ def scatter(state: State, node: Node, output: Value, meaning: Scatter) -> Cells:
     return filled(shape, make)
 
 
-def _keep_positions(state: State, node: Node, value: Value, dims: tuple[int, ...]) -> None:
-    growing = [atom for dim in dims for atom in _grown(state, value.axes[dim])]
+def keep_positions(state: State, node: Node, axes: Iterable[Axis]) -> None:
+    """Refuse to grow axes along which an operator goes by position."""
+    growing = [atom for axis in axes for atom in _grown(state, axis)]
     if growing:
         raise state.fail(
             f"{node.place} goes by position along {state.describe(growing)}: new units would move the "

@@ -179,9 +179,10 @@ def _combine_new(
     everyone = [inputs[i] for i in sorted(new)]
     sources = union(cell.sources for cell in everyone)
     if wanted and len(rest) == 1 and function.passes(zeros | new, rest[0]):
-        if sources is None:
+        if sources is not None:
+            raise Commit(zeros=sources)
+        if state.found is not None:  # else it may be silenced as a whole: x - mean(x), by the gain of its norm
             raise state.part(origins(everyone))
-        raise Commit(zeros=sources)
     poles = _poles(function, inputs, zeros, new)
     alone = [inputs[i].sources for i in sorted(new) if inputs[i].sources and function.vanishes(zeros | {i})]
     alone = [entries for entries in alone if entries and not entries & poles]

@@ -83,11 +83,14 @@ def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
     inputs = [*tensors, *changed]
     floating = tuple(arguments[name].dtype.is_floating_point or arguments[name].dtype.is_complex for name in tensors)
 
+    near = tuple(float(value) for value in arguments.values() if isinstance(value, (int, float)))
+
     def function(samples: Sequence[Tensor]) -> Tensor:
         values = dict(arguments)
         for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
             if name in changed:
-                values[name] = float(sample.abs().median())  # among the magnitudes of the tensors beside it
+                usual = probe.sample(len(inputs), near)[number].abs().median()
+                values[name] = arguments[name] * float(sample.abs().median() / usual)  # itself, scaled as it is asked
             elif floating[number]:
                 values[name] = sample.clone()
             else:
@@ -97,7 +100,6 @@ def probed_operator(node: Node, changed: Sequence[str]) -> Probed:
         return first
 
     fixed = {name: value for name, value in arguments.items() if name not in inputs}
-    near = tuple(float(value) for value in fixed.values() if isinstance(value, (int, float)))
     described = sorted((name, repr(value)) for name, value in fixed.items())
     return Probed(function, len(inputs), (node.op, tuple(inputs), floating, tuple(described)), near)
 

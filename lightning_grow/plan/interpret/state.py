@@ -34,6 +34,7 @@ class State:
         self.admitted: set[Axis] = set()  # growing atoms under a statistic that zeros or means keep
         self.at = 0
         self.found: Node | None = None  # the source's node for the one being interpreted
+        self.difference = ""  # why there is none, where only its arguments say so
         self.first_use = _first_uses(self.target)
         self.weights = _weights(self.target)
         self.draws_alike = _draws(self.source) == _draws(self.target)
@@ -80,7 +81,7 @@ class State:
         """Say what the target computes that the source does not, and what the source does instead."""
         others = [item for item in self.twins.alternatives(node) if item.name != node.name]
         instead = f", where the source computes {others[0].op} in {others[0].where}" if others else ""
-        reason = f"{node.place}{instead}"
+        reason = self.difference or f"{node.place}{instead}"
         if any(self.twins.twin.get(value) is not None for value in node.tensors() if value.name is None):
             self.parted.setdefault(self.at, reason)
         return reason
@@ -96,7 +97,18 @@ class State:
     # ---- scales
     def equal(self, first: Scale, second: Scale, node: Node) -> None:
         """Require two factors to be equal."""
-        self.equations.append(Equation(first - second, f"{node.place}", self.at))
+        self.equations.append(Equation(first - second, f"{node.place}{self._changed(node)}", self.at))
+
+    def _changed(self, node: Node) -> str:
+        """The numbers that differ from the source's, for messages."""
+        before = self.found.arguments if self.found is not None else {}
+        numbers = ((name, value) for name, value in node.arguments.items() if isinstance(value, (int, float)))
+        differing = [
+            f"{name} is {before[name]} in the source and {value} in the target"
+            for name, value in numbers
+            if name in before and before[name] != value
+        ]
+        return f" ({'; '.join(differing)})" if differing else ""
 
     def unscaled(self, cell: Cell, node: Node) -> None:
         """Require a cell to have the source's own scale."""

@@ -1,0 +1,124 @@
+"""PPO's update: a rollout made into samples, and the optimizer steps on minibatches of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.errors import WrongSetting
+from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.gae import generalized_advantages
+from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
+from lightning_grow.rl.rollout import Rollout
+
+DIAGNOSTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's samples, or some of them; each `(batch, ...)`.
+
+    Attributes:
+        observations: Normalised, `(batch, state_dim)`.
+        actions: `(batch,)` or `(batch, action_dim)`.
+        log_probs: Of the actions at the time of the rollout, `(batch,)`.
+        values: V(s) at the time of the rollout, `(batch,)`.
+        advantages: `(batch,)`.
+        returns: What the critic learns, `(batch,)`.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def take(self, indices: Tensor) -> "Batch":
+        """Return the samples at `indices`."""
+        return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
+
+
+def check_batches(num_envs: int, num_steps: int, num_minibatches: int, update_epochs: int, norm_adv: bool) -> None:
+    """Refuse sizes of which no minibatch can be made.
+
+    Raises:
+        WrongSetting: A size is below 1, or a minibatch would be too small.
+    """
+    counts = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_minibatches}
+    for name, count in (*counts.items(), ("update_epochs", update_epochs)):
+        if count < 1:
+            raise WrongSetting(f"Expected {name} to be at least 1, but got {count}.")
+    samples, least = num_envs * num_steps, (2 if norm_adv else 1) * num_minibatches
+    if samples < least:
+        raise WrongSetting(
+            f"Expected num_envs x num_steps to be at least {least} for num_minibatches={num_minibatches}, but got "
+            f"{samples}. Collect more, or take fewer minibatches: norm_adv needs two samples in each."
+        )
+
+
+@torch.no_grad()
+def prepare(rollout: Rollout, agent: ActorCritic, normalizer: nn.Module, gamma: float, gae_lambda: float) -> Batch:
+    """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
+    observations = normalizer(rollout.observations)
+    values = agent.value(observations).squeeze(-1)
+    next_values = values[1:].clone()
+    # The observation after an end belongs to the next episode.
+    final_values = agent.value(normalizer(rollout.final_observations)).squeeze(-1)
+    next_values[rollout.terminated | rollout.truncated] = final_values
+    ends = rollout.terminated, rollout.truncated
+    advantages = generalized_advantages(rollout.rewards, values[:-1], next_values, *ends, gamma, gae_lambda)
+    log_probs = agent.distribution(rollout.outputs).log_prob(rollout.actions)
+    columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, advantages + values[:-1])
+    return Batch(*(column.flatten(0, 1) for column in columns))
+
+
+def update(
+    agent: ActorCritic,
+    samples: Batch,
+    settings: Mapping[str, Any],
+    generator: torch.Generator,
+    take_step: Callable[[Tensor], None],
+) -> dict[str, Tensor]:
+    """Take all optimizer steps of an iteration.
+
+    Args:
+        agent: Changed by `take_step`.
+        samples: Of the iteration.
+        settings: PPO's hyperparameters.
+        generator: Draws the minibatches, on the CPU.
+        take_step: Follows the gradient of a loss.
+
+    Returns:
+        The mean of each of `DIAGNOSTICS` over the steps.
+    """
+    steps: list[Tensor] = []
+    for _ in range(settings["update_epochs"]):
+        order = torch.randperm(len(samples.returns), generator=generator).to(samples.returns.device)
+        for indices in order.tensor_split(settings["num_minibatches"]):
+            loss, diagnostics = minibatch_loss(agent, samples.take(indices), settings)
+            take_step(loss)
+            steps.append(diagnostics)
+        if settings["target_kl"] is not None and steps[-1][DIAGNOSTICS.index("approx_kl")] > settings["target_kl"]:
+            break
+    return dict(zip(DIAGNOSTICS, torch.stack(steps).mean(0), strict=True))
+
+
+def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the loss of some samples, and their `DIAGNOSTICS`, `(5,)`."""
+    clip_coef = settings["clip_coef"]
+    distribution = agent.distribution(agent.policy(samples.observations))
+    log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
+    values = agent.value(samples.observations).squeeze(-1)
+    advantages = samples.advantages
+    if settings["norm_adv"]:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    actor_loss = policy_loss(log_ratios, advantages, clip_coef)
+    critic_loss = value_loss(values, samples.values, samples.returns, clip_coef if settings["clip_vloss"] else None)
+    entropy = distribution.entropy().mean()
+    loss = actor_loss - settings["ent_coef"] * entropy + settings["vf_coef"] * critic_loss
+    log_ratios = log_ratios.detach()
+    kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, clip_coef)
+    return loss, torch.stack([actor_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped])
