@@ -8,12 +8,12 @@ from difflib import SequenceMatcher
 
 from torch import Tensor, nn
 
-from lightning_grow.pair.alignment import Alignment
+from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.tape import Value
 
 
-def find_copies(target: nn.Module, both: Alignment) -> dict[str, str]:
+def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
     """Find what the growing tensors that no traced operator uses are copies of.
 
     A module is a copy of another if both print alike and hold tensors of the same names and shapes, before and after; a
@@ -22,27 +22,27 @@ def find_copies(target: nn.Module, both: Alignment) -> dict[str, str]:
 
     Args:
         target: The bigger module.
-        both: It and its source, traced and paired.
+        match: It and its source, side by side.
 
     Returns:
         The copy's name -> the original's.
     """
-    used = both.target.used()
+    used = match.target.used()
     names = [name.replace("_orig_mod.", "") for name in target.state_dict()]
-    values = {name: both.target.tensors[name] for name in names if name in both.target.tensors}
+    values = {name: match.target.tensors[name] for name in names if name in match.target.tensors}
     idle = {name for name, value in values.items() if value not in used}
     modules = {name.replace("_orig_mod.", ""): module for name, module in target.named_modules()}
 
     def grows(name: str) -> bool:
-        grown = any(both.pairing.grows(atom) for axis in values[name].axes for atom in atoms(axis))
-        return grown or name not in both.renamed
+        grown = any(match.grows(atom) for axis in values[name].axes for atom in atoms(axis))
+        return grown or name not in match.names
 
     def sizes(value: Value) -> tuple[int, ...]:
         return tuple(axis.size for axis in value.axes)
 
     def shapes(name: str) -> tuple[object, ...]:
-        old = both.renamed.get(name)
-        return sizes(values[name]), old and sizes(both.source.tensors[old])
+        old = match.names.get(name)
+        return sizes(values[name]), old and sizes(match.source.tensors[old])
 
     def partners(copy: str, original: str) -> dict[str, str]:
         """The tensors of one module beside those of the other; empty where it is no copy."""

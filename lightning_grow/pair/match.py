@@ -75,6 +75,11 @@ class Match:
         """State that a value of the target is one of the source."""
         self._state(self.values, target, source)
 
+    def pass_on(self, value: Value | None, output: Value) -> None:
+        """State that a value of the target is another one of it, and so the source's too, if that one is."""
+        if value in self.values:
+            self.pair_values(self.values[value], output)
+
     def pair(self, source: Axis, target: Axis, place: str) -> list[Refusal]:
         """State that a source axis became a target axis.
 
@@ -173,7 +178,7 @@ class Match:
         return all(value.constant is not None or value in self.values for value in node.tensors())
 
     def find(self, node: Node) -> tuple[Node | None, str]:
-        """Find the source's operator for one of the target's: the same one, on the same values, with the same arguments.
+        """Find the source's operator for one of the target's: on the same values, with the same arguments.
 
         Matching by data and not by position in the program lets the target have layers that the source does not have.
 
@@ -194,10 +199,8 @@ class Match:
         candidates = self._by_key.get(key, [])
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
         for _, candidate in ordered:
-            if not self._fits(candidate, node):
-                continue
             found = find_difference(candidate, node, self.old_length)
-            if not found:
+            if not found and self._fits(candidate, node):
                 return candidate, ""
             difference = difference or found
         return None, difference
@@ -209,7 +212,7 @@ class Match:
             return old.size <= new.size or any(atom in self.named for atom in atoms(new))
 
         return all(
-            len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes))
+            len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes)) and _is_of_kind(old, new)
             for old, new in zip(candidate.outputs, node.outputs, strict=True)
         )
 
@@ -230,6 +233,11 @@ class Match:
                 if old.endswith(extra):
                     return old[: -len(extra)]
         return path
+
+
+def _is_of_kind(old: Value, new: Value) -> bool:
+    """Whether both are of one type, the width of floats aside."""
+    return old.dtype == new.dtype or (old.dtype.is_floating_point and new.dtype.is_floating_point)
 
 
 def _key(node: Node, match: Callable[[Value], Value | None]) -> Any:

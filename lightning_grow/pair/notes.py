@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from lightning_grow.pair.alignment import Alignment
+from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import atoms, resolve
 
 
@@ -21,22 +21,22 @@ def name_copies(copies: Mapping[str, str]) -> list[str]:
     return [f"No forward runs '{copy}': it grows as '{original}', which it copies." for copy, original in sorted(pairs)]
 
 
-def name_idle_buffers(both: Alignment, copies: Collection[str]) -> list[str]:
+def name_idle_buffers(match: Match, copies: Collection[str]) -> list[str]:
     """Say which growing buffers no check can run, for no forward uses them."""
     return [
         f"No forward uses the buffer '{name}': it grows as '{other}' beside it, with the target's own values at new "
         "entries."
-        for name, other in both.beside.items()
+        for name, other in match.beside.items()
         if name not in copies
-        and any(both.pairing.grows(atom) for axis in both.target.tensors[name].axes for atom in atoms(axis))
+        and any(match.grows(atom) for axis in match.target.tensors[name].axes for atom in atoms(axis))
     ]
 
 
-def name_shared_counts(both: Alignment) -> list[str]:
+def name_shared_counts(match: Match) -> list[str]:
     """Say which statistics of inputs (a normaliser's mean and variance) have one count for old and new inputs."""
-    inputs = {resolve(atom) for value in both.target.inputs for axis in value.axes for atom in atoms(axis)}
-    new = {atom for atom in inputs if both.pairing.grows(atom)}
-    buffers = {name: value for name, value in both.target.tensors.items() if not value.trained}
+    inputs = {resolve(atom) for value in match.target.inputs for axis in value.axes for atom in atoms(axis)}
+    new = {atom for atom in inputs if match.grows(atom)}
+    buffers = {name: value for name, value in match.target.tensors.items() if not value.trained}
     growing: dict[str, list[str]] = defaultdict(list)
     for name, value in buffers.items():
         if any(resolve(atom) in new for axis in value.axes for atom in atoms(axis)):
@@ -50,11 +50,11 @@ def name_shared_counts(both: Alignment) -> list[str]:
     ]
 
 
-def name_choices(both: Alignment) -> list[str]:
+def name_choices(match: Match) -> list[str]:
     """Say which forwards may go by the content of an input: only the example's way was followed and checked."""
     return [
         f"{repr(place) if place else 'The forward'} reads the content of an example input (.item(), an if or a loop on "
         "a tensor): only what it does for this one was followed and checked. If it does something else for other "
         "inputs, plan and grow with an example of these too."
-        for place in dict.fromkeys(both.target.choices)
+        for place in dict.fromkeys(match.target.choices)
     ]

@@ -7,9 +7,10 @@ ways is 2 x 2 cells, whatever its width. Each cell says what its entries are in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -120,8 +121,30 @@ class Layout:
         """The number of slots."""
         return len(self.slots(axis))
 
+    def shape(self, axes: Iterable[Axis]) -> list[int]:
+        """The number of slots of every dimension."""
+        return [self.count(axis) for axis in axes]
 
-def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Cell]) -> Cells:
+    def grid(self, axes: Iterable[Axis]) -> list[list[Slot]]:
+        """The slots of every dimension."""
+        return [self.slots(axis) for axis in axes]
+
+    def each_cell(self, axes: Iterable[Axis], make: Callable[[tuple[int, ...], list[Slot]], Any]) -> Cells:
+        """An array with `make(index, slots)` for every combination of slots."""
+        grid = self.grid(axes)
+
+        def make_at(index: tuple[int, ...]) -> Any:
+            return make(index, [along[number] for along, number in zip(grid, index, strict=True)])
+
+        return filled(map(len, grid), make_at)
+
+
+def members(cells: Cells) -> list[Cell]:
+    """The cells of an array, one after the other."""
+    return list(cells.ravel().tolist())
+
+
+def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Any]) -> Cells:
     """An array of cells."""
     cells = np.empty(tuple(shape), dtype=object)
     for index in np.ndindex(cells.shape):

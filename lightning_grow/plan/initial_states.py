@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_grow.plan.interpret.probed import probed_operator
+from lightning_grow.plan.laws import operator_laws
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Along, Pointwise, Rearrange, Scatter
 from lightning_grow.trace.tape import Node, Trace, Value
@@ -127,7 +127,7 @@ def _chooses(node: Node) -> bool:
     """Whether the 0 is a value to choose (a masked entry, a base that is written over), and no state."""
     if isinstance(node.meaning[0], Scatter):
         return True
-    return isinstance(node.meaning[0], Pointwise) and probed_operator(node, ()).chooses()
+    return isinstance(node.meaning[0], Pointwise) and operator_laws(node).chooses()
 
 
 def _is_shown(node: Node, trace: Trace, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:

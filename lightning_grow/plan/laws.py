@@ -92,7 +92,9 @@ class Laws:
 
     def cancels(self) -> bool:
         """Whether two equal inputs give 0 (a subtraction)."""
-        return self._holds("cancels", lambda inputs: (self.function([inputs[0], inputs[0]]), torch.zeros_like(inputs[0])))
+        return self._holds(
+            "cancels", lambda inputs: (self.function([inputs[0], inputs[0]]), torch.zeros_like(inputs[0]))
+        )
 
     def keeps(self, other: Laws) -> bool:
         """Whether it changes nothing that another function of one input gives (a ReLU behind a ReLU)."""
@@ -174,13 +176,15 @@ def operator_laws(node: Node, changed: Sequence[str] = ()) -> Laws:
     arguments = node.arguments
     tensors = [name for name, value in arguments.items() if isinstance(value, Value)]
     inputs = [*tensors, *changed]
+    near = tuple(float(value) for value in arguments.values() if isinstance(value, (int, float)))
     floating = tuple(arguments[name].dtype.is_floating_point or arguments[name].dtype.is_complex for name in tensors)
 
     def function(samples: Sequence[Tensor]) -> Tensor:
         values = dict(arguments)
         for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
             if name in changed:
-                values[name] = float(sample.abs().median())  # among the magnitudes of the tensors beside it
+                usual = _sample(len(inputs), near)[number].abs().median()
+                values[name] = arguments[name] * float(sample.abs().median() / usual)  # itself, scaled as it is asked
             elif floating[number]:
                 values[name] = sample.clone()
             else:
@@ -190,7 +194,6 @@ def operator_laws(node: Node, changed: Sequence[str] = ()) -> Laws:
         return first
 
     fixed = {name: value for name, value in arguments.items() if name not in inputs}
-    near = tuple(float(value) for value in fixed.values() if isinstance(value, (int, float)))
     described = sorted((name, repr(value)) for name, value in fixed.items())
     return Laws(function, len(inputs), (node.op, tuple(inputs), floating, tuple(described)), near)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lightning_grow.plan.cells import ZERO, Cell, Entry, Kind, Slot, is_wanted, kept, origins, union
+from lightning_grow.plan.content import known_content
 from lightning_grow.plan.laws import Laws, operator_laws
 from lightning_grow.plan.run import Decision, NotKept, Run
 from lightning_grow.plan.scale import ONE, Scale, shifted, variable
@@ -16,54 +16,59 @@ from lightning_grow.trace.axes import resolve
 from lightning_grow.trace.meanings import Cells, Pointwise, Reduce
 from lightning_grow.trace.tape import Node, Value
 
+Inputs = Sequence[tuple[Value, Cells]]
+
 
 def pointwise(run: Run, node: Node, output: Value, meaning: Pointwise) -> Cells:
     """One entry of each input makes one of the output."""
     changed = _changed_numbers(run, node)
     for name in [name for number, name in run.choice.free_numbers if number == run.at]:
         changed[name] = changed.get(name, ONE) + run.free_number(name)
-    numbers = [kept(scale) for scale in changed.values()]
     if meaning.function is not None:
         laws = Laws(meaning.function, len(meaning.inputs), (node.op, "rule"))
     else:
         laws = operator_laws(node, tuple(changed))
-    result = combine(run, node, output, laws, [known_content(run, node, value) for value in meaning.inputs], numbers)
+    inputs = [(value, known_content(run, node, value)) for value in meaning.inputs]
+    result, same = combine(run, node, output, laws, inputs, [kept(scale) for scale in changed.values()])
+    run.match.pass_on(same, output)
     gain = run.roles.gain(meaning.inputs[0]) if node.name == "add" and len(meaning.inputs) == 1 else None
-    if gain not in run.roles.offsets or run.step.source is None:
+    if gain is None or gain not in run.roles.offsets or run.step.source is None:
         return result
-    scaled = lambda index, _: kept(variable(gain, index)) if result[index].kind is Kind.KEPT else result[index]  # noqa: E731
-    return run.each_cell(output.axes, scaled)  # 1 + w is what can be scaled, not w
+
+    def scaled(index: tuple[int, ...], _: list[Slot]) -> Cell:  # 1 + w is what can be scaled, not w
+        cell: Cell = result[index]
+        return kept(variable(gain, index)) if cell.kind is Kind.KEPT else cell
+
+    return run.layout.each_cell(output.axes, scaled)
 
 
 def combine(
-    run: Run, node: Node, output: Value, laws: Laws, arrays: list[Cells], numbers: list[Cell] | None = None
-) -> Cells:
+    run: Run, node: Node, output: Value, laws: Laws, inputs: Inputs, numbers: Sequence[Cell] = ()
+) -> tuple[Cells, Value | None]:
     """The cells of a pointwise function of cells.
-
-    An operator that the source does not have is known all the same where it leaves one input as it is: x + 0 is x, a
-    ReLU of a ReLU's output is that output.
 
     Args:
         run: The run.
         node: The operator.
         output: What it computes.
         laws: Its algebra.
-        arrays: The cells of each input.
+        inputs: Every input with its cells.
         numbers: The factors of number arguments that differ.
+
+    Returns:
+        The cells, and the input that an operator which the source does not have leaves as it is: x + 0 is x, a ReLU
+        of a ReLU's output is that output.
     """
     passed: set[int] = set()
-    shape = [run.layout.count(axis) for axis in output.axes]
-    spread = [np.broadcast_to(cells, shape) for cells in arrays]
+    shape = run.layout.shape(output.axes)
+    spread = [np.broadcast_to(cells, shape) for _, cells in inputs]
 
     def make(index: tuple[int, ...], slots: list[Slot]) -> Cell:
-        cells = [*(array[index] for array in spread), *(numbers or ())]
+        cells = [*(array[index] for array in spread), *numbers]
         return _combine(run, node, laws, cells, is_wanted(slots), passed)
 
-    result = run.each_cell(output.axes, make)
-    inputs = node.tensors()
-    if run.step.source is None and len(passed) == 1 and (same := inputs[passed.pop()]) in run.match.values:
-        run.match.pair_values(run.match.values[same], output)
-    return result
+    result = run.layout.each_cell(output.axes, make)
+    return result, inputs[passed.pop()][0] if len(passed) == 1 else None
 
 
 def _combine(run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool, passed: set[int]) -> Cell:
@@ -88,9 +93,7 @@ def _combine(run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool,
     return _combine_kept(run, node, laws, inputs, zeros, rest)
 
 
-def _combine_kept(
-    run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int], rest: list[int]
-) -> Cell:
+def _combine_kept(run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int], rest: list[int]) -> Cell:
     """The source's own entries, or means of them."""
     scale = _scale(run, node, laws, inputs, zeros)
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
@@ -116,9 +119,10 @@ def _combine_new(
     everyone = [inputs[i] for i in sorted(new)]
     sources = union(cell.sources for cell in everyone)
     if wanted and len(rest) == 1 and laws.passes(zeros | new, rest[0]):
-        if sources is None:
+        if sources is not None:
+            raise Decision(zeros=sources)
+        if run.step.source is not None:  # else it may be silenced as a whole: x - mean(x), by the gain of its norm
             raise run.parting(origins(everyone))
-        raise Decision(zeros=sources)
     poles = _poles(laws, inputs, zeros, new)
     alone = [inputs[i].sources for i in sorted(new) if inputs[i].sources and laws.vanishes(zeros | {i})]
     alone = [entries for entries in alone if entries and not entries & poles]
@@ -191,64 +195,11 @@ def _changed_numbers(run: Run, node: Node) -> dict[str, Scale]:
 
 def changed_number(run: Run, node: Node, name: str) -> Scale:
     """The factor between the target's and the source's value of a number argument."""
-    source = run.step.source
-    if source is None or node.arguments.get(name) == source.arguments.get(name):
+    value, old = node.arguments.get(name), run.step.source.arguments.get(name) if run.step.source is not None else None
+    if run.step.source is None or value == old:
         return ONE
-    value, old = node.arguments[name], source.arguments[name]
-    if old * value <= 0 or not _is_factor(node, name):
+    if not isinstance(old, (int, float)) or not isinstance(value, (int, float)) or old * value <= 0:
         raise NotKept(
-            f"{node.place} has {name} = {value}, the source {name} = {old}: no parameter can make up for that. Make "
-            "it the same in both models.",
-            parts=True,
+            f"{node.place} uses the constant {value} where the source uses {old}; make it the same in both models."
         )
     return shifted(value / old)
-
-
-def _is_factor(node: Node, name: str) -> bool:
-    """Whether a number comes out as a factor (a product with 1/sqrt(d)), and is no addend, bound or exponent."""
-    laws = operator_laws(node, (name,))
-    return not isinstance(node.meaning[0], Pointwise) or laws.degree(frozenset([laws.count - 1]), frozenset()) is not None
-
-
-# ---- constants
-def known_content(run: Run, node: Node, value: Value) -> Cells:
-    """The cells of a tensor; a constant's are the source's times one factor.
-
-    Raises:
-        NotKept: A constant has other values at the source's positions.
-    """
-    cells, source = run.of(value), run.step.source
-    old = source.tensors()[node.tensors().index(value)].constant if source is not None else None
-    if value.constant is None or old is None:
-        return cells
-    growing = [atom for atom in run.match.growing(value.axes) if run.match.grows(atom)]
-    content = value.constant
-    for dim, axis in enumerate(value.axes):
-        content = content.index_select(dim, run.match.old_positions(axis)) if growing else content
-    ratio = constant_ratio(old, content)
-    if ratio is None or (growing and ratio != 1.0):
-        name = f"buffer '{value.name}'" if value.name else "a constant"
-        raise NotKept(
-            f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
-            "grows. Grow another size (the number of heads instead of the head size).",
-            growing,
-        )
-    return cells if ratio == 1.0 else run.each_cell(value.axes, lambda *_: kept(shifted(ratio)))
-
-
-def constant_ratio(old: Tensor, new: Tensor) -> float | None:
-    """The one factor between two constants, 1.0 where they are equal, None where there is no single positive one.
-
-    >>> constant_ratio(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]))
-    2.0
-    """
-    if old.shape != new.shape:
-        return None
-    if torch.equal(torch.nan_to_num(old.double()), torch.nan_to_num(new.double())):
-        return 1.0
-    nonzero = old.double() != 0
-    if not old.is_floating_point() or not nonzero.any() or not torch.equal(nonzero, new.double() != 0):
-        return None
-    ratios = new.double()[nonzero] / old.double()[nonzero]
-    first = float(ratios[0])
-    return first if first > 0 and torch.allclose(ratios, ratios[0].expand_as(ratios), rtol=1e-6) else None

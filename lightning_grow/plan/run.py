@@ -1,20 +1,32 @@
 """Run the target's tape on cells: find what must be 0, a mean, or scaled for the outputs to be the source's.
 
-Everything new starts free. Where an operator lets a free cell reach a kept one (a sum over units, a residual addition, a
-statistic), the parameter cells behind it are set to 0, or to the mean that a LayerNorm wants, and the run goes back to
-the first operator that uses them. A run is a list of steps; going back drops its tail. What no parameter can mend is a
-failure, and what is computed of it is lost.
+Everything new starts free. Where an operator lets a free cell reach a kept one (a sum over units, a residual addition,
+a statistic), the parameter cells behind it are set to 0, or to the mean that a LayerNorm wants, and the run goes back
+to the first operator that uses them. A run is a list of steps; going back drops its tail. What no parameter can mend is
+a failure, and what is computed of it is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Dimension, Roles
-from lightning_grow.plan.cells import CONSTANT_ZERO, UNSEEN, ZERO, Cell, Entry, Kind, Layout, Slot, filled, is_wanted, kept
-from lightning_grow.plan.initial_states import find_initial_states
+from lightning_grow.plan.cells import (
+    CONSTANT_ZERO,
+    UNSEEN,
+    ZERO,
+    Cell,
+    Entry,
+    Kind,
+    Layout,
+    Slot,
+    filled,
+    is_wanted,
+    kept,
+)
+from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Cells
@@ -93,11 +105,12 @@ class Run:
     Args:
         match: Source and target side by side; the steps add to it.
         roles: Which dimensions of parameters are read and written.
+        states: The states that begin at 0.
         choice: What is fixed.
     """
 
-    def __init__(self, match: Match, roles: Roles, choice: Choice) -> None:
-        self.match, self.roles, self.choice = match, roles, choice
+    def __init__(self, match: Match, roles: Roles, states: InitialStates, choice: Choice) -> None:
+        self.match, self.roles, self.states, self.choice = match, roles, states, choice
         self.layout = Layout(match.old_size, choice.copied)
         self.steps: list[Step] = []
         self.cells: dict[Value, Cells] = {}
@@ -107,7 +120,6 @@ class Run:
         self.first_use = _first_uses(match.target)
         self.weights = _weights(match.target)
         self.draws_alike = _draws(match.source) == _draws(match.target)
-        self.initial_states = find_initial_states(match.target, match.grows)
 
     # ---- steps
     @property
@@ -120,10 +132,20 @@ class Run:
         """Its index on the tape."""
         return len(self.steps) - 1
 
-    def begin(self, node: Node | None) -> Step:
-        """Begin the step of the next operator; None for the comparison of the outputs."""
-        self.steps.append(Step(node, self.match.length))
+    @property
+    def is_complete(self) -> bool:
+        """Whether every operator, and then the outputs, had their step."""
+        return len(self.steps) > len(self.match.target.nodes)
+
+    def begin(self) -> Step:
+        """Begin the step of the next operator, or at the end that of the outputs."""
+        nodes, number = self.match.target.nodes, len(self.steps)
+        self.steps.append(Step(nodes[number] if number < len(nodes) else None, self.match.length))
         return self.step
+
+    def lose(self, node: Node) -> None:
+        """What an operator computes is not known: a failure was recorded."""
+        self.lost.update(node.outputs)
 
     def go_back(self, decision: Decision) -> None:
         """Take up a decision: drop every step from the first operator that it concerns."""
@@ -150,6 +172,21 @@ class Run:
     def failures(self) -> list[NotKept]:
         """Why the function is not kept."""
         return [step.failure for step in self.steps if step.failure is not None]
+
+    @property
+    def admitted(self) -> set[Axis]:
+        """Growing atoms under a statistic that zeros or means keep."""
+        return {atom for step in self.steps for atom in step.admitted}
+
+    @property
+    def shares(self) -> set[tuple[Dimension, Axis]]:
+        """Dimensions whose reads of a copied atom are divided among the copies."""
+        return {share for step in self.steps for share in step.shares}
+
+    @property
+    def numbers(self) -> set[tuple[int, str]]:
+        """Module attributes that may take up a factor."""
+        return {number for step in self.steps for number in step.numbers}
 
     # ---- refusals
     def parting(self, origin: str) -> NotKept:
@@ -207,7 +244,18 @@ class Run:
     # ---- scales
     def equal(self, first: Scale, second: Scale, node: Node) -> None:
         """Require two factors to be equal."""
-        self.step.equations.append(Equation(first - second, node.place))
+        self.step.equations.append(Equation(first - second, f"{node.place}{self._changed(node)}"))
+
+    def _changed(self, node: Node) -> str:
+        """The numbers that differ from the source's, for messages."""
+        before = self.step.source.arguments if self.step.source is not None else {}
+        numbers = ((name, value) for name, value in node.arguments.items() if isinstance(value, (int, float)))
+        differing = [
+            f"{name} is {before[name]} in the source and {value} in the target"
+            for name, value in numbers
+            if name in before and before[name] != value
+        ]
+        return f" ({'; '.join(differing)})" if differing else ""
 
     def unscaled(self, cells: Iterable[Cell], node: Node) -> None:
         """Require cells to have the source's own scale."""
@@ -226,17 +274,11 @@ class Run:
     def of(self, value: Value) -> Cells:
         """The cells of a value; those of parameters, inputs and constants are made on first use."""
         if value not in self.cells:
-            self.cells[value] = self.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
+            self.cells[value] = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
         cells = self.cells[value]
-        if value not in self.initial_states.read.get(self.at, ()):
+        if value not in self.states.read.get(self.at, ()):
             return cells
         return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
-
-    def each_cell(self, axes: Sequence[Axis], make: Callable[[tuple[int, ...], list[Slot]], Cell]) -> Cells:
-        """The cells of a value with these axes: `make(index, slots)` of every combination of slots."""
-        grid = [self.layout.slots(axis) for axis in axes]
-        place = lambda index: [along[number] for along, number in zip(grid, index, strict=True)]  # noqa: E731
-        return filled(map(len, grid), lambda index: make(index, place(index)))
 
     def _given(self, value: Value, index: tuple[int, ...], slots: list[Slot]) -> Cell:
         if value.name is not None and value.constant is None:

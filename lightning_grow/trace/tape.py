@@ -42,6 +42,11 @@ class Value:
     constant: Tensor | None = None
     learned: bool = False
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of every dimension."""
+        return tuple(axis.size for axis in self.axes)
+
 
 @dataclass(eq=False)
 class Node:

@@ -10,7 +10,7 @@ from lightning_grow.plan.scale import ONE, Equation, Scale, shifted, solve, vari
 
 def equation(coefficients, constant):
     terms = {(str(number), ()): float(value) for number, value in enumerate(coefficients) if value}
-    return Equation(Scale(terms, constant), "somewhere", 0)
+    return Equation(Scale(terms, constant), "somewhere")
 
 
 @given(st.data())
@@ -37,7 +37,7 @@ def test_a_contradiction_is_reported(data):
 
 def test_the_most_willing_tensor_takes_up_the_factor():
     reader, gain = ("reader", ()), ("gain", ())
-    asked = Equation(Scale({reader: 1.0, gain: 1.0}, 0.7), "the output", 0)
+    asked = Equation(Scale({reader: 1.0, gain: 1.0}, 0.7), "the output")
     assert solve([asked], lambda item: item == reader)[0] == {gain: pytest.approx(-0.7)}
     assert solve([asked], lambda item: item == gain)[0] == {reader: pytest.approx(-0.7)}
 

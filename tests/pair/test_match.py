@@ -9,17 +9,27 @@ from models import PAIRS, features
 from torch import nn
 
 from lightning_grow import RefusedGrowth, grow
+from lightning_grow.pair.match import Match, match_tapes
+from lightning_grow.pair.named_inputs import pair_by_name
 from lightning_grow.pair.names import match_names
-from lightning_grow.pair.pairing import Pairing, pair_traces
 from lightning_grow.trace.axes import Axis, atoms, product_of, sum_of
+from lightning_grow.trace.tape import Trace
 from lightning_grow.trace.tracer import named_tensors, trace
 
 
+def blank():
+    return Match(Trace(), Trace(), {}, {})
+
+
+def state(match, source, target, place):
+    match.refused += match.pair(source, target, place)
+
+
 def old_positions(source, target):
-    pairing = Pairing()
-    pairing.pair(source, target, "here")
-    assert pairing.refusals() == []
-    return pairing.old_positions(target).tolist()
+    match = blank()
+    state(match, source, target, "here")
+    assert match.refusals() == []
+    return match.old_positions(target).tolist()
 
 
 def units(*sizes):
@@ -56,15 +66,15 @@ def test_gates_share_their_units():
 
 
 def test_a_known_partner_wins_over_an_equal_size():
-    pairing = Pairing()
+    match = blank()
     trunk, skip = units(4, 4)
     new_trunk, new_skip, extra = units(6, 4, 4)
-    pairing.pair(trunk, new_trunk, "the trunk")
-    pairing.pair(skip, new_skip, "the skip")
-    pairing.pair(sum_of([trunk, skip]), sum_of([extra, new_trunk, new_skip]), "their concatenation")
-    assert pairing.refusals() == []
-    assert pairing.old_size(extra) == 0
-    assert pairing.old_positions(sum_of([extra, new_trunk, new_skip])).tolist() == [4, 5, 6, 7, 10, 11, 12, 13]
+    state(match, trunk, new_trunk, "the trunk")
+    state(match, skip, new_skip, "the skip")
+    state(match, sum_of([trunk, skip]), sum_of([extra, new_trunk, new_skip]), "their concatenation")
+    assert match.refusals() == []
+    assert match.old_size(extra) == 0
+    assert match.old_positions(sum_of([extra, new_trunk, new_skip])).tolist() == [4, 5, 6, 7, 10, 11, 12, 13]
 
 
 REFUSED = {
@@ -80,48 +90,48 @@ REFUSED = {
 
 @pytest.mark.parametrize(("source", "target", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_has_no_counterpart_is_refused_with_its_place(source, target, message):
-    pairing = Pairing()
-    pairing.pair(source(), target(), "'layer.weight' axis 0")
-    (reason,) = pairing.refusals()
+    match = blank()
+    state(match, source(), target(), "'layer.weight' axis 0")
+    (reason,) = match.refusals()
     assert reason.startswith("cannot grow 'layer.weight' axis 0")
     assert re.search(message, reason)
 
 
 def test_sizes_that_only_the_target_joins_are_refused():
-    pairing = Pairing()
+    match = blank()
     joined = Axis(6)
-    pairing.pair(Axis(3), joined, "'a' axis 0")
-    pairing.pair(Axis(4), joined, "'b' axis 0")
-    (reason,) = pairing.refusals()
+    state(match, Axis(3), joined, "'a' axis 0")
+    state(match, Axis(4), joined, "'b' axis 0")
+    (reason,) = match.refusals()
     assert "have 4 source units here, but 3 at 'a' axis 0" in reason
 
 
 def test_units_are_found_by_name():
-    pairing, axis = Pairing(), Axis(5)
-    pairing.pair(Axis(3), axis, "the input")
-    pairing.name_inputs(axis, ["a", "b", "c"], ["new", "c", "a", "other", "b"])
-    assert pairing.old_positions(axis).tolist() == [2, 4, 1]  # in the source's order
-    assert pairing.units(axis).source.tolist() == [-1, 2, 0, -1, 1]
+    match, axis = blank(), Axis(5)
+    state(match, Axis(3), axis, "the input")
+    pair_by_name(match, axis, ["a", "b", "c"], ["new", "c", "a", "other", "b"])
+    assert match.old_positions(axis).tolist() == [2, 4, 1]  # in the source's order
+    assert match.units(axis).source.tolist() == [-1, 2, 0, -1, 1]
 
 
 def test_a_name_that_is_gone_is_refused():
-    pairing, axis = Pairing(), Axis(3)
-    pairing.pair(Axis(3), axis, "the input")
-    pairing.name_inputs(axis, ["a", "b", "c"], ["a", "x", "c"])
-    assert pairing.refusals() == [
+    match, axis = blank(), Axis(3)
+    state(match, Axis(3), axis, "the input")
+    pair_by_name(match, axis, ["a", "b", "c"], ["a", "x", "c"])
+    assert match.refusals() == [
         "inputs are gone: 1 of the source's 3 input names are not in the target (b). Growth only adds inputs: keep "
         "these, or name them in drop_inputs (patterns like b* will do), which changes the outputs."
     ]
 
 
 def test_named_inputs_may_be_dropped():
-    pairing, axis = Pairing(), Axis(3)
-    pairing.pair(Axis(4), axis, "the input")
-    assert pairing.refusals()
-    assert pairing.name_inputs(axis, ["a", "b1", "c[1]", "b2"], ["c[1]", "new", "a"], ["b*"]) == ["b1", "b2"]
-    assert pairing.refusals() == []
-    assert (pairing.old_positions(axis).tolist(), pairing.source_positions(axis).tolist()) == ([2, 0], [0, 2])
-    assert (pairing.old_size(axis), pairing.grows(axis)) == (2, True)
+    match, axis = blank(), Axis(3)
+    state(match, Axis(4), axis, "the input")
+    assert match.refusals()
+    assert pair_by_name(match, axis, ["a", "b1", "c[1]", "b2"], ["c[1]", "new", "a"], ["b*"]) == ["b1", "b2"]
+    assert match.refusals() == []
+    assert (match.old_positions(axis).tolist(), match.source_positions(axis).tolist()) == ([2, 0], [0, 2])
+    assert (match.old_size(axis), match.grows(axis)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -136,31 +146,31 @@ def test_named_inputs_may_be_dropped():
 def test_brackets_are_a_part_of_names(pattern, gone):
     names = ["rsi@1h[-20]", "rsi@4h[-20]", "rsi@4h[-2]", "rsi@4h[-1]", "x-"]
     kept = [name for name in names if name not in gone]
-    pairing, axis = Pairing(), Axis(len(kept))
-    pairing.pair(Axis(len(names)), axis, "the input")
-    assert pairing.name_inputs(axis, names, kept, [pattern]) == gone
-    assert pairing.refusals() == []
+    match, axis = blank(), Axis(len(kept))
+    state(match, Axis(len(names)), axis, "the input")
+    assert pair_by_name(match, axis, names, kept, [pattern]) == gone
+    assert match.refusals() == []
 
 
 @pytest.mark.parametrize(("dropped", "words"), [(["x"], "drop_inputs names x,"), (["b", "a"], "drop_inputs names a,")])
 def test_a_dropped_input_must_be_one_that_is_gone(dropped, words):
-    pairing, axis = Pairing(), Axis(2)
-    pairing.pair(Axis(3), axis, "the input")
-    pairing.name_inputs(axis, ["a", "b", "c"], ["a", "c"], dropped)
-    assert any(words in reason for reason in pairing.refusals())
+    match, axis = blank(), Axis(2)
+    state(match, Axis(3), axis, "the input")
+    pair_by_name(match, axis, ["a", "b", "c"], ["a", "c"], dropped)
+    assert any(words in reason for reason in match.refusals())
 
 
 def test_named_inputs_of_a_split_axis_are_refused():
-    pairing, axis = Pairing(), sum_of(units(2, 3))
-    pairing.name_inputs(axis, ["a", "b"], ["a", "b", "c", "d", "e"])
-    assert "the model splits its input axis as (2+3)" in pairing.refusals()[0]
+    match, axis = blank(), sum_of(units(2, 3))
+    pair_by_name(match, axis, ["a", "b"], ["a", "b", "c", "d", "e"])
+    assert "the model splits its input axis as (2+3)" in match.refusals()[0]
 
 
 def paired(pair):
     source, target, inputs = pair.make()
     old, new = trace(source, inputs), trace(target, inputs)
     shapes = [{name: tuple(item.shape) for name, item in named_tensors(module).items()} for module in (source, target)]
-    return new, pair_traces(old, new, match_names(*shapes))
+    return new, match_tapes(old, new, match_names(*shapes))
 
 
 @pytest.mark.parametrize(
@@ -175,25 +185,25 @@ def paired(pair):
     ],
 )
 def test_every_growing_size_is_one_group(pair, groups):
-    tape, pairing = paired(PAIRS[pair])
-    assert pairing.refusals() == []
+    tape, match = paired(PAIRS[pair])
+    assert match.refusals() == []
     growing = {atom: None for value in tape.tensors.values() for axis in value.axes for atom in atoms(axis)}
-    found = [(pairing.old_size(atom), atom.size) for atom in growing if pairing.grows(atom) and pairing.old_size(atom)]
+    found = [(match.old_size(atom), atom.size) for atom in growing if match.grows(atom) and match.old_size(atom)]
     assert sorted(found) == sorted(groups)
 
 
 def test_a_new_layers_units_have_no_source():
-    tape, pairing = paired(PAIRS["residual depth"])
+    tape, match = paired(PAIRS["residual depth"])
     (inner,) = atoms(tape.tensors["blocks.3.1.weight"].axes[0])
     (stream,) = atoms(tape.tensors["blocks.3.1.weight"].axes[1])
-    assert (pairing.old_size(inner), inner.size) == (0, 14)
-    assert (pairing.old_size(stream), stream.size) == (8, 8)
+    assert (match.old_size(inner), inner.size) == (0, 14)
+    assert (match.old_size(stream), stream.size) == (8, 8)
 
 
 def test_a_prefix_is_what_stands_without_names():
-    pairing, axis = Pairing(), Axis(4)
-    pairing.pair(Axis(2), axis, "units")
-    torch.testing.assert_close(pairing.units(axis).source, torch.tensor([0, 1, -1, -1], dtype=torch.float64))
+    match, axis = blank(), Axis(4)
+    state(match, Axis(2), axis, "units")
+    torch.testing.assert_close(match.units(axis).source, torch.tensor([0, 1, -1, -1], dtype=torch.float64))
 
 
 class Shuffled(nn.Module):

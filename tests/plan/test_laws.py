@@ -4,10 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_grow.plan import probe
+from lightning_grow.plan.laws import Laws
 
 ONE = frozenset([0])
 TWO = frozenset([0, 1])
+
+
+def laws(function, count, near=()):
+    return Laws(function, count, (function, near), near)
+
 
 DEGREES = {
     "relu": (lambda i: i[0].relu(), 1.0),
@@ -29,7 +34,7 @@ DEGREES = {
 
 @pytest.mark.parametrize(("function", "wanted"), DEGREES.values(), ids=DEGREES)
 def test_the_power_of_a_factor(function, wanted):
-    assert probe.degree(function, 1, ONE, frozenset()) == wanted
+    assert laws(function, 1).degree(ONE, frozenset()) == wanted
 
 
 BOUNDS = {
@@ -44,8 +49,8 @@ BOUNDS = {
 
 @pytest.mark.parametrize(("function", "near"), BOUNDS.values(), ids=BOUNDS)
 def test_what_saturates_has_no_power_and_no_average(function, near):
-    assert probe.degree(function, 1, ONE, frozenset(), near) is None
-    assert not probe.averages(function, 1, ONE, near)
+    assert laws(function, 1, near).degree(ONE, frozenset()) is None
+    assert not laws(function, 1, near).averages(ONE)
 
 
 ZEROS = {
@@ -62,31 +67,31 @@ ZEROS = {
 
 @pytest.mark.parametrize(("function", "zeros", "wanted"), ZEROS.values(), ids=ZEROS)
 def test_what_zeros_do(function, zeros, wanted):
-    assert probe.vanishes(function, 2, zeros) == wanted
+    assert laws(function, 2).vanishes(zeros) == wanted
 
 
 def test_what_passes_and_cancels():
     add, subtract = (lambda i: i[0] + i[1]), (lambda i: i[0] - i[1])
-    assert probe.passes(add, 2, ONE, 1)
-    assert probe.passes(subtract, 2, frozenset([1]), 0)
-    assert not probe.passes(subtract, 2, ONE, 1)
-    assert probe.cancels(subtract)
-    assert not probe.cancels(add)
+    assert laws(add, 2).passes(ONE, 1)
+    assert laws(subtract, 2).passes(frozenset([1]), 0)
+    assert not laws(subtract, 2).passes(ONE, 1)
+    assert laws(subtract, 2).cancels()
+    assert not laws(add, 2).cancels()
 
 
 def test_what_changes_nothing_behind_another():
     relu, tanh, leaky = (lambda i: i[0].relu()), (lambda i: i[0].tanh()), (lambda i: F.leaky_relu(i[0]))
-    assert probe.keeps(relu, relu)
-    assert probe.keeps(relu, lambda i: i[0].clamp(0, 6))
-    assert probe.keeps(lambda i: i[0].clamp(-1, 1), tanh)
-    assert not probe.keeps(lambda i: i[0].clamp(0, 6), relu)
-    assert not probe.keeps(leaky, leaky)
-    assert not probe.keeps(tanh, tanh)
+    assert laws(relu, 1).keeps(laws(relu, 1))
+    assert laws(relu, 1).keeps(laws(lambda i: i[0].clamp(0, 6), 1))
+    assert laws(lambda i: i[0].clamp(-1, 1), 1).keeps(laws(tanh, 1))
+    assert not laws(lambda i: i[0].clamp(0, 6), 1).keeps(laws(relu, 1))
+    assert not laws(leaky, 1).keeps(laws(leaky, 1))
+    assert not laws(tanh, 1).keeps(laws(tanh, 1))
 
 
 def test_what_averages_average():
-    assert probe.averages(lambda i: i[0] + i[1], 2, TWO)
-    assert probe.averages(lambda i: i[0] * i[1], 2, ONE)
-    assert not probe.averages(lambda i: i[0] * i[1], 2, TWO)
-    assert not probe.averages(lambda i: i[0].relu(), 1, ONE)
-    assert probe.averages(lambda i: 3 * i[0] + 1, 1, ONE)
+    assert laws(lambda i: i[0] + i[1], 2).averages(TWO)
+    assert laws(lambda i: i[0] * i[1], 2).averages(ONE)
+    assert not laws(lambda i: i[0] * i[1], 2).averages(TWO)
+    assert not laws(lambda i: i[0].relu(), 1).averages(ONE)
+    assert laws(lambda i: 3 * i[0] + 1, 1).averages(ONE)

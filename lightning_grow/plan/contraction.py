@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_grow.pair.roles import Dimension, split_labels
-from lightning_grow.plan.cells import LOST, ZERO, Cell, Entry, Kind, Slot, filled, kept
-from lightning_grow.plan.interpret.decisions import Commit
-from lightning_grow.plan.interpret.move import keep_positions
-from lightning_grow.plan.interpret.pointwise import changed_number, combine, constant_cell
-from lightning_grow.plan.interpret.probed import ADD
-from lightning_grow.plan.interpret.state import State, union
+from lightning_grow.plan.cells import ZERO, Cell, Entry, Kind, Slot, is_wanted, kept, union
+from lightning_grow.plan.content import known_content
+from lightning_grow.plan.laws import ADD
+from lightning_grow.plan.pointwise import changed_number, combine
+from lightning_grow.plan.run import Decision, NotKept, Run
 from lightning_grow.plan.scale import ONE, Scale, shifted
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Cells, Contract
@@ -75,18 +74,17 @@ class _Term:
         return next((cell.mean_sources for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
 
 
-def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cells:
+def contract(run: Run, node: Node, output: Value, meaning: Contract) -> Cells:
     """Sum over the labels that the output does not have, cell by cell."""
-    if state.found is not None:
-        keep_positions(state, node, _windows(meaning))
-    left, right = _factor(state, meaning, meaning.left, 0), _factor(state, meaning, meaning.right, 1)
+    if run.step.source is not None:
+        run.keep_positions(node, _windows(meaning))
+    left, right = _factor(run, meaning, meaning.left, 0), _factor(run, meaning, meaning.right, 1)
     slots = {**left.slots, **right.slots}
     out = [label for label in meaning.labels[2] if label not in "()."]
     summed = {label: len(along) for label, along in slots.items() if label not in out}
-    result = filled([len(slots[label]) for label in out], lambda _: LOST)
-    made = [factor for factor, value in ((right, meaning.right), (left, meaning.left)) if value in state.weights]
-    for index in np.ndindex(result.shape):
-        place = dict(zip(out, index, strict=True))
+    made = [factor for factor, value in ((right, meaning.right), (left, meaning.left)) if value in run.weights]
+    result = np.empty([len(slots[label]) for label in out], dtype=object)
+    for place in _places({label: len(slots[label]) for label in out}):
         terms = [
             _Term(
                 left.at(place | inner),
@@ -96,9 +94,10 @@ def contract(state: State, node: Node, output: Value, meaning: Contract) -> Cell
             )
             for inner in _places(summed)
         ]
-        result[index] = _sum(state, node, meaning, terms, [slots[label][n] for label, n in place.items()])
-    cells = _spread(state, output, meaning, result)
-    return cells if meaning.bias is None else _add_bias(state, node, output, meaning.bias, cells)
+        wanted = is_wanted(slots[label][n] for label, n in place.items())
+        result[tuple(place.values())] = _sum(run, node, meaning, terms, wanted)
+    cells = _spread(run, output, meaning, result)
+    return cells if meaning.bias is None else _add_bias(run, node, output, meaning.bias, cells)
 
 
 def _windows(meaning: Contract) -> list[Axis]:
@@ -117,71 +116,80 @@ def _places(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
         yield dict(zip(sizes, index, strict=True))
 
 
-def _factor(state: State, meaning: Contract, value: Value, side: int) -> _Factor:
+def _factor(run: Run, meaning: Contract, value: Value, side: int) -> _Factor:
     """Fold products of axes into a dimension per label; a window's axes do not grow, so one cell stands for each."""
-    factors, cells = dict(meaning.factors), state.of(value)
+    factors, cells = dict(meaning.factors), run.of(value)
     labels = split_labels(meaning.labels[side])
     for dim in reversed([dim for dim, label in enumerate(labels) if label == "."]):
-        cells = cells.take(0, axis=dim)
+        cells = cells.take([0], axis=dim).squeeze(axis=dim)
     slots: dict[str, list[Slot]] = {}
     for dim, label in enumerate(labels):
         if label != ".":
             for letter in label:
-                slots[letter] = state.layout.slots(value.axes[dim] if len(label) == 1 else factors[letter])
+                slots[letter] = run.layout.slots(value.axes[dim] if len(label) == 1 else factors[letter])
     return _Factor(cells.reshape([len(along) for along in slots.values()]), slots)
 
 
-def _spread(state: State, output: Value, meaning: Contract, result: Cells) -> Cells:
+def _spread(run: Run, output: Value, meaning: Contract, result: Cells) -> Cells:
     """Unfold products of axes, and put the window's axes back."""
-    shape = state.shape(output)
+    shape = run.layout.shape(output.axes)
     labels = split_labels(meaning.labels[2])
     narrow = [1 if label == "." else size for label, size in zip(labels, shape, strict=True)]
     return np.broadcast_to(result.reshape(narrow), shape)
 
 
-def _sum(state: State, node: Node, meaning: Contract, terms: list[_Term], slots: list[Slot]) -> Cell:
-    """One cell of the output."""
+def _add_bias(run: Run, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
+    """A bias runs along the last axis of a product, along the channels of a convolution."""
+    own = known_content(run, node, bias)
+    if node.name == "convolution":
+        own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
+    factors = [value for value in node.tensors() if value is not bias]
+    given = next((value for value in factors if value.name is None and value in run.match.values), factors[0])
+    result, same = combine(run, node, output, ADD, [(given, cells), (bias, own)])
+    run.match.pass_on(same if same is given else None, output)
+    return result
+
+
+def _sum(run: Run, node: Node, meaning: Contract, terms: list[_Term], wanted: bool) -> Cell:
+    """One cell of the output; an identity layer's is its input's, whether the source has the layer or not."""
     live = [term for term in terms if Kind.ZERO not in (term.left.kind, term.right.kind)]
-    if any(Kind.LOST in (term.left.kind, term.right.kind) for term in live):
-        return LOST
     if not live:
         return ZERO
     plain = all(node.arguments.get(name, 1) == 1 for name in ("alpha", "beta"))
     identity = [term for term in live if term.is_identity and plain]
+    is_known = run.step.source is not None or bool(identity)
     bad = [term for term in live if not term.is_kept]
-    if state.found is None and not identity:
-        return _new_sum(state, node, live)
-    if bad and not any(slot.is_new for slot in slots):
-        raise _silence(state, node, bad)
-    if bad:
-        return _new_sum(state, node, live)
+    if bad and wanted and is_known:
+        raise _silence(run, node, bad)
+    if bad or not is_known:
+        return _new_sum(run, live)
     if identity:
         return replace(identity[0].activation, direct=False)
-    alpha = changed_number(state, node, "alpha")
-    scales = [term.left.scale + term.right.scale + _shares(state, node, meaning, term) + alpha for term in live]
+    alpha = changed_number(run, node, "alpha")
+    scales = [term.left.scale + term.right.scale + _shares(run, node, meaning, term) + alpha for term in live]
     for scale in scales[1:]:
-        state.equal(scale, scales[0], node)
+        run.equal(scale, scales[0], node)
     mean = next((cell.atom for term in live for cell in (term.left, term.right) if cell.kind is Kind.MEAN), None)
     return kept(scales[0]) if mean is None else Cell(Kind.MEAN, scales[0], atom=mean)
 
 
-def _silence(state: State, node: Node, bad: list[_Term]) -> Exception:
+def _silence(run: Run, node: Node, bad: list[_Term]) -> Exception:
     """Make every term over new units 0: by its reader where it is a parameter, else by what writes it."""
     entries = union(term.silencer() for term in bad)
     if entries is not None:
-        return Commit(zeros=entries)
+        return Decision(zeros=entries)
     growing = [atom for term in bad for slot in term.slots for atom in slot.new_atoms()]
     origin = next((cell.origin for term in bad for cell in (term.left, term.right) if cell.origin), "new units")
     if not growing:
-        return state.part(origin)
-    return state.fail(
-        f"{node.place} mixes {origin} into what the source computes over {state.describe(growing)}; no "
+        return run.parting(origin)
+    return NotKept(
+        f"{node.place} mixes {origin} into what the source computes over {run.describe(growing)}; no "
         f"parameter can be set to 0 to prevent it. Keep this size, or use a multiple of it.",
         growing,
     )
 
 
-def _new_sum(state: State, node: Node, live: list[_Term]) -> Cell:
+def _new_sum(run: Run, live: list[_Term]) -> Cell:
     """A cell with new units, or of an operator that the source does not have."""
     origin = next((cell.origin for term in live for cell in (term.right, term.left) if cell.origin), "")
     unknown = [term for term in live if Kind.MEAN not in (term.left.kind, term.right.kind)]
@@ -189,61 +197,42 @@ def _new_sum(state: State, node: Node, live: list[_Term]) -> Cell:
         Kind.NEW,
         sources=union(term.silencer() for term in live),
         mean_sources=union(term.averager() for term in unknown),
-        origin=origin or state.why_unmatched(node),
+        origin=origin or run.new_here().origin,
     )
 
 
-def _shares(state: State, node: Node, meaning: Contract, term: _Term) -> Scale:
+def _shares(run: Run, node: Node, meaning: Contract, term: _Term) -> Scale:
     """Copied units are read in shares; where no single reader can be divided, the sum is larger by their number."""
     total = ONE
     for atom in [atom for slot in term.slots for atom in slot.copied_atoms()]:
-        reader = _reader(state, meaning, atom)
+        reader = _reader(run, meaning, atom)
         if reader is None:
-            total = total + shifted(multiplicity(state, node, atom))
+            total = total + shifted(multiplicity(run, node, atom))
         else:
-            state.decisions.shares.add((reader, atom))
+            run.step.shares.add((reader, atom))
     return total
 
 
-def multiplicity(state: State, node: Node, atom: Axis) -> float:
+def multiplicity(run: Run, node: Node, atom: Axis) -> float:
     """How many copies each unit has, where all must have as many."""
-    old = state.pairing.old_size(atom)
+    old = run.match.old_size(atom)
     if atom.size % old:
-        raise state.fail(
-            f"{node.place} sums over {state.describe([atom])}, whose copies cannot be read in shares; use "
+        raise NotKept(
+            f"{node.place} sums over {run.describe([atom])}, whose copies cannot be read in shares; use "
             f"a multiple of {old}.",
             [atom],
         )
     return atom.size / old
 
 
-def _reader(state: State, meaning: Contract, atom: Axis) -> Dimension | None:
+def _reader(run: Run, meaning: Contract, atom: Axis) -> Dimension | None:
     """The parameter's dimension that reads `atom`, if it is nowhere written."""
     for value, letters in ((meaning.right, meaning.labels[1]), (meaning.left, meaning.labels[0])):
         for dim, label in enumerate(split_labels(letters)):
             if set(label) & set(meaning.labels[2]) or atom not in atoms(value.axes[dim]):
                 continue
-            for name, its_dim in state.roles.of(value)[dim]:
-                reads_it = atom in atoms(state.target.tensors[name].axes[its_dim])
-                if reads_it and (name, its_dim) not in state.roles.written:
+            for name, its_dim in run.roles.of(value)[dim]:
+                reads_it = atom in atoms(run.match.target.tensors[name].axes[its_dim])
+                if reads_it and (name, its_dim) not in run.roles.written:
                     return name, its_dim
     return None
-
-
-def _add_bias(state: State, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
-    """A bias runs along the last axis of a product, along the channels of a convolution."""
-    grid, own = state.layout.grid(output.axes), state.of(bias)
-    if node.name == "convolution":
-        own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
-    constant = constant_cell(state, node, bias)
-    if constant is not None:
-        own = filled(own.shape, lambda _: constant)
-    spread: Cells = np.broadcast_to(own, cells.shape)
-    result, passed = filled(cells.shape, lambda _: LOST), set[int]()
-    for index in np.ndindex(result.shape):
-        slots = [along[number] for along, number in zip(grid, index, strict=True)]
-        result[index] = combine(state, node, ADD, [cells[index], spread[index]], slots, passed)
-    if passed == {0} and state.found is None:  # an identity layer's output is its input
-        known = [state.twins.twin.get(value) for value in node.tensors() if value.name is None]
-        state.twins.twin[output] = next((twin for twin in known if twin is not None), None)
-    return result

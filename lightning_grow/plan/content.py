@@ -1,0 +1,89 @@
+"""Constants: whether a tensor that both models are given is the source's own at the source's positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_grow.pair.match import same_constant
+from lightning_grow.plan.cells import kept
+from lightning_grow.plan.run import NotKept, Run
+from lightning_grow.plan.scale import shifted
+from lightning_grow.trace.axes import atoms
+from lightning_grow.trace.meanings import Cells
+from lightning_grow.trace.tape import Node, Value
+
+
+def known_content(run: Run, node: Node, value: Value) -> Cells:
+    """The cells of a tensor; a constant's are the source's times one factor.
+
+    Raises:
+        NotKept: A constant has other values at the source's positions.
+    """
+    ratio = known_factor(run, node, value)
+    return run.of(value) if ratio == 1.0 else run.layout.each_cell(value.axes, lambda *_: kept(shifted(ratio)))
+
+
+def known_factor(run: Run, node: Node, value: Value) -> float:
+    """The factor between a constant and the source's; 1 for what is no constant, or not known to the source.
+
+    Raises:
+        NotKept: A constant has other values at the source's positions.
+    """
+    source = run.step.source
+    old = source.tensors()[node.tensors().index(value)].constant if source is not None else None
+    if value.constant is None or old is None:
+        return 1.0
+    growing = [atom for axis in value.axes for atom in atoms(axis) if run.match.grows(atom)]
+    content = value.constant
+    for dim, axis in enumerate(value.axes):
+        content = content.index_select(dim, run.match.old_positions(axis)) if growing else content
+    ratio = constant_ratio(old, content)
+    if ratio is None or (growing and ratio != 1.0):
+        name = f"buffer '{value.name}'" if value.name else "a constant"
+        raise NotKept(
+            f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
+            "grows. Grow another size (the number of heads instead of the head size).",
+            growing,
+        )
+    return ratio
+
+
+def keep_contents(run: Run, node: Node) -> None:
+    """Refuse other constants where a factor would not do.
+
+    Raises:
+        NotKept: A constant is not the source's.
+    """
+    for value in node.tensors():
+        if not _begins_alike(run, node, value) and known_factor(run, node, value) != 1.0:
+            raise NotKept(f"a constant used by {node.place} has other values than in the source.", parts=True)
+
+
+def _begins_alike(run: Run, node: Node, value: Value) -> bool:
+    """Whether a constant along an axis that nothing names begins with the source's content."""
+    if run.step.source is None or value.constant is None:
+        return True
+    old = run.step.source.tensors()[node.tensors().index(value)].constant
+    nameless = any(not run.match.old_size(atom) for axis in value.axes for atom in atoms(axis))
+    if old is None or not nameless or old.dim() != value.constant.dim():
+        return False
+    return same_constant(old, value.constant[tuple(slice(0, size) for size in old.shape)])
+
+
+def constant_ratio(old: Tensor, new: Tensor) -> float | None:
+    """The one factor between two constants, 1.0 where they are equal, None where there is no single positive one.
+
+    >>> constant_ratio(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]))
+    2.0
+    """
+    if old.shape != new.shape:
+        return None
+    if torch.equal(torch.nan_to_num(old.double()), torch.nan_to_num(new.double())):
+        return 1.0
+    nonzero = old.double() != 0
+    if not old.is_floating_point() or not nonzero.any() or not torch.equal(nonzero, new.double() != 0):
+        return None
+    ratios = new.double()[nonzero] / old.double()[nonzero]
+    first = float(ratios[0])
+    return first if first > 0 and torch.allclose(ratios, ratios[0].expand_as(ratios), rtol=1e-6) else None

@@ -1,0 +1,210 @@
+"""Go over the target's tape, operator by operator, until no decision is open; then compare the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_grow.pair.match import Match
+from lightning_grow.pair.roles import Roles
+from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
+from lightning_grow.plan.content import keep_contents
+from lightning_grow.plan.contraction import contract
+from lightning_grow.plan.initial_states import InitialStates
+from lightning_grow.plan.moves import along, create, lookup, opaque, rearrange, scatter
+from lightning_grow.plan.pointwise import pointwise
+from lightning_grow.plan.run import Choice, Decision, NotKept, Run, Step
+from lightning_grow.plan.scale import Equation
+from lightning_grow.plan.statistics import reduce
+from lightning_grow.trace.axes import Axis, atoms
+from lightning_grow.trace.meanings import (
+    Along,
+    Cells,
+    Contract,
+    Create,
+    Lookup,
+    Opaque,
+    Pointwise,
+    Rearrange,
+    Reduce,
+    Scatter,
+)
+from lightning_grow.trace.tape import Node, Value, is_random
+
+_HANDLERS: dict[type, Callable[[Run, Node, Value, Any], Cells]] = {
+    Along: along,
+    Contract: contract,
+    Create: create,
+    Lookup: lookup,
+    Opaque: opaque,
+    Pointwise: pointwise,
+    Rearrange: rearrange,
+    Reduce: reduce,
+    Scatter: scatter,
+}
+
+
+def interpret(match: Match, roles: Roles, states: InitialStates, choice: Choice) -> Run:
+    """Run the target's tape on cells.
+
+    Args:
+        match: Source and target side by side; the run adds what it finds to it.
+        roles: Which dimensions of parameters are read and written.
+        states: The states that begin at 0.
+        choice: What is fixed for this run.
+
+    Returns:
+        The run: its decisions, the equations that scales have to meet, and its failures.
+    """
+    run = Run(match, roles, states, choice)
+    while not run.is_complete:
+        try:
+            _take(run, run.begin())
+        except Decision as decision:
+            run.go_back(decision)
+    return run
+
+
+def _take(run: Run, step: Step) -> None:
+    """Take one step; what cannot be kept is its failure, and its outputs are lost."""
+    node = step.node
+    try:
+        if node is None:
+            _compare_outputs(run)
+        elif not _is_constant(run, node):
+            _interpret(run, node, step)
+    except NotKept as failure:
+        step.failure = failure
+    except (ValueError, IndexError, StopIteration) as error:  # an axis that nothing explains
+        place = node.place if node is not None else "the outputs"
+        step.failure = NotKept(
+            f"{place} cannot be followed ({type(error).__name__}: {error}). Keep its arguments and sizes as they are; "
+            "report this model if they are.",
+            parts=True,
+        )
+    if node is not None and step.failure is not None:
+        run.lose(node)
+
+
+def _is_constant(run: Run, node: Node) -> bool:
+    """Whether nothing but constants is computed: what they are is known."""
+    return run.at not in run.states.read and all(value.constant is not None for value in node.outputs)
+
+
+def _interpret(run: Run, node: Node, step: Step) -> None:
+    """Find the source's operator for this one, pair their axes, and work out the cells of the outputs."""
+    if not run.lost.isdisjoint(node.tensors()):
+        run.lose(node)
+        return
+    step.source, step.difference = run.match.find(node)
+    if step.source is not None:
+        _pair_outputs(run, node, step.source)
+    elif step.difference:
+        run.new_here()
+    for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
+        if step.source is not None:
+            run.match.pair_values(step.source.outputs[number], output)
+        handler = create if is_random(node) and not run.draws_alike else _HANDLERS[type(meaning)]
+        cells = handler(run, node, output, meaning)
+        run.cells[output] = _not_the_sources(cells, step.difference) if step.difference else cells
+        if output in run.states.next:
+            run.unscaled(members(run.cells[output]), node)
+    if step.source is not None and not isinstance(node.meaning[0], (Rearrange, Create, Opaque)):
+        _keep_what_is_made(run, node, step.source)
+
+
+def _not_the_sources(cells: Cells, difference: str) -> Cells:
+    """What an operator with other arguments makes of kept cells is not the source's."""
+    other = Cell(Kind.NEW, origin=difference)
+    return filled(cells.shape, lambda index: other if cells[index].kind is Kind.KEPT else cells[index])
+
+
+def _pair_outputs(run: Run, node: Node, source: Node) -> None:
+    """Pair the axes of the outputs, and compare the constants.
+
+    Raises:
+        NotKept: They cannot be paired, or a constant is another one.
+    """
+    refusals = [
+        refusal
+        for old, new in zip(source.outputs, node.outputs, strict=True)
+        for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True))
+        for refusal in run.match.pair(one, other, f"the output of {node.place} axis {dim}")
+    ]
+    refusals += [
+        refusal
+        for old, new in zip(source.tensors(), node.tensors(), strict=True)
+        for one, other in zip(old.axes, new.axes, strict=False)
+        if new.constant is not None and one.size == other.size and not any(map(run.match.old_size, atoms(other)))
+        for refusal in run.match.pair(one, other, f"a constant of {node.place}")
+    ]
+    for _, reason in refusals:
+        raise NotKept(reason, parts=True)
+    if not isinstance(node.meaning[0], Pointwise):
+        keep_contents(run, node)
+
+
+def _keep_what_is_made(run: Run, node: Node, source: Node) -> None:
+    """Refuse to grow what an operator makes without an input that has it.
+
+    Raises:
+        NotKept: An output axis that no input has is longer than the source's.
+    """
+    given = {atom for value in node.tensors() for axis in value.axes for atom in atoms(axis)}
+    for old, new in zip(source.outputs, node.outputs, strict=True):
+        made = [(dim, axis) for dim, axis in enumerate(new.axes) if given.isdisjoint(atoms(axis))]
+        run.keep_positions(node, [axis for _, axis in made if axis.size != 1])
+        for dim, axis in made:
+            if axis.size != old.axes[dim].size:
+                raise NotKept(
+                    f"{node.place} makes {axis.size} positions along axis {dim}, the source {old.axes[dim].size}, and "
+                    "nothing says which of them are the source's. Keep this size as it is.",
+                    parts=True,
+                )
+
+
+# ---- outputs
+def _compare_outputs(run: Run) -> None:
+    old, new = run.match.source.outputs, run.match.target.outputs
+    if len(old) != len(new):
+        raise NotKept(
+            f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the "
+            "same from both.",
+            parts=True,
+        )
+    for number, (before, after) in enumerate(zip(old, new, strict=True)):
+        if after.constant is None and after not in run.lost:
+            _compare_output(run, number, before, after)
+
+
+def _compare_output(run: Run, number: int, old: Value, new: Value) -> None:
+    """Every kept cell must be the source's own, unscaled."""
+    kept, unkept = list[Cell](), list[Cell]()
+
+    def look(index: tuple[int, ...], slots: list[Any]) -> Cell:
+        cell: Cell = run.of(new)[index]
+        if is_wanted(slots):
+            (kept if cell.kind is Kind.KEPT else unkept).append(cell)
+        return cell
+
+    run.layout.each_cell(new.axes, look)
+    if other := next((cell for cell in unkept if cell.kind is Kind.NEW), None):
+        raise run.parting(other.origin or "new entries")
+    run.step.equations.extend(Equation(cell.scale, f"output {number}") for cell in kept)
+    if run.failures:
+        return
+    if run.match.values.get(new) is not old:
+        raise run.parting(next((step.parted for step in run.steps if step.parted), f"output {number} differently"))
+    for dim, (one, other_axis) in enumerate(zip(old.axes, new.axes, strict=True)):
+        named = any(atom in run.match.named for atom in atoms(other_axis))
+        nameless = one.size != other_axis.size and _ends(run).isdisjoint(atoms(other_axis))
+        if nameless or (run.match.old_length(other_axis) != one.size and not named):
+            raise run.parting(
+                f"{other_axis.size} positions along axis {dim} of output {number}, where the source has {one.size}"
+            )
+
+
+def _ends(run: Run) -> set[Axis]:
+    """The atoms that parameters, buffers and inputs name: only these can grow in an output."""
+    values = [*run.match.target.tensors.values(), *run.match.target.inputs]
+    return {atom for value in values for axis in value.axes for atom in atoms(axis)}

@@ -1,1 +1,0 @@
-"""One run over the tape on cells, operator by operator."""

@@ -1,0 +1,114 @@
+"""Operators that move entries, look them up, mix positions, or that nothing is known of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_grow.plan.cells import Cell, Kind, filled, kept, members
+from lightning_grow.plan.content import known_factor
+from lightning_grow.plan.laws import Laws
+from lightning_grow.plan.pointwise import combine
+from lightning_grow.plan.run import NotKept, Run
+from lightning_grow.trace.axes import atoms
+from lightning_grow.trace.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
+from lightning_grow.trace.tape import Node, Value, is_random
+
+
+def rearrange(run: Run, node: Node, output: Value, meaning: Rearrange) -> Cells:
+    """Entries move and are not changed."""
+    if run.step.source is None and node.name == "expand":
+        _expand_more(run, node, output, meaning.inputs[0])
+    return meaning.move(run.layout.count, *[run.of(value) for value in meaning.inputs])
+
+
+def _expand_more(run: Run, node: Node, output: Value, value: Value) -> None:
+    """Where the source has one copy and needs no expansion, it is the value before it."""
+    source = run.match.values.get(value)
+    if source is None or len(value.axes) != len(output.axes):
+        return
+    for dim, (old, new) in enumerate(zip(source.axes, output.axes, strict=True)):
+        run.match.pair(old, new, f"the output of {node.place} axis {dim}")
+    run.match.pass_on(value, output)
+
+
+def create(run: Run, node: Node, output: Value, meaning: Create) -> Cells:
+    """A tensor made of what is not known, or random: the source's own where both models draw alike."""
+    known = run.step.source is not None and is_random(node) and run.draws_alike
+    cell = kept() if known else Cell(Kind.NEW, origin=node.place)
+    return run.layout.each_cell(output.axes, lambda *_: cell)
+
+
+def opaque(run: Run, node: Node, output: Value, meaning: Opaque) -> Cells:
+    """An operator without a rule is kept where nothing that it meets grows."""
+    growing = [a for value in node.tensors() for axis in value.axes for a in atoms(axis) if run.match.grows(a)]
+    if growing or run.step.source is None:
+        raise NotKept(
+            f"{meaning.reason}, in {node.where}, and meets {run.describe(growing)}. Declare what it does with "
+            "@axis_rule, or keep this size as it is.",
+            growing,
+        )
+    for value in node.tensors():
+        run.unscaled(members(run.of(value)), node)
+    return run.layout.each_cell(output.axes, lambda *_: kept())
+
+
+def lookup(run: Run, node: Node, output: Value, meaning: Lookup) -> Cells:
+    """Rows of a table: the example's indices are the source's, so are the rows."""
+    table, index = run.of(meaning.table), run.of(meaning.index)
+    _keep_index(node, index)
+    slots = run.layout.slots(meaning.table.axes[meaning.dim])
+    row = next((number for number, slot in enumerate(slots) if not slot.is_new), 0)
+    rows = table.take([row], axis=meaning.dim).squeeze(axis=meaning.dim)
+    return _new_without_source(run, np.broadcast_to(rows, [*index.shape, *rows.shape]))
+
+
+def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
+    """Positions of some dimensions are mixed, all others treated alike; the mixed ones may not grow."""
+    run.keep_positions(node, [meaning.inputs[0].axes[dim] for dim in meaning.dims])
+    cells, shape = run.of(meaning.inputs[0]), run.layout.shape(output.axes)
+    for dim in meaning.dims:
+        cells = cells.take([0], axis=dim)
+    if cells.ndim != len(shape):  # indexing by tensors changes the rank
+        kept_dims = [size for dim, size in enumerate(cells.shape) if dim not in meaning.dims]
+        lead = [1] * (len(shape) - len(kept_dims))
+        at = meaning.dims[0] if meaning.dims == tuple(range(meaning.dims[0], meaning.dims[-1] + 1)) else 0
+        cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
+    cells = _new_without_source(run, np.broadcast_to(cells, shape))
+    return filled(shape, lambda index: replace(cells[index], direct=False))
+
+
+def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
+    """Positions of one tensor are written or added to those of another; all other dimensions are treated alike."""
+    run.keep_positions(node, [meaning.base.axes[dim] for dim in meaning.dims])
+    run.keep_positions(node, [meaning.value.axes[dim] for dim in meaning.inner])
+    for item in meaning.indices:
+        if item.constant is None or known_factor(run, node, item) != 1.0:
+            _keep_index(node, run.of(item))
+    base, value = run.of(meaning.base), run.of(meaning.value)
+    for dim in meaning.inner:
+        value = value.take([0], axis=dim)
+    if meaning.inner != meaning.dims:  # an index tensor of its own rank: both are in one run, from the same dimension
+        rest, at = value.shape[: meaning.dims[0]], meaning.dims[0] + len(meaning.inner)
+        value = value.reshape([*rest, *[1] * len(meaning.dims), *value.shape[at:]])
+    for dim in meaning.dims:
+        base = base.take([0], axis=dim)
+    inputs, onto = [(meaning.base, base), (meaning.value, value)], meaning.function
+    laws = Laws(lambda inputs: onto(*inputs), 2, onto)
+    if meaning.base.constant is not None and not meaning.base.constant.any():
+        inputs, laws = inputs[1:], Laws(lambda inputs: onto(inputs[0] * 0, inputs[0]), 1, (onto, "onto zeros"))
+    return combine(run, node, output, laws, inputs)[0]
+
+
+def _keep_index(node: Node, index: Cells) -> None:
+    if any(cell.kind is not Kind.KEPT for cell in members(index)):
+        raise NotKept(f"{node.place} is indexed by new entries; keep what it indexes by as it is.")
+
+
+def _new_without_source(run: Run, cells: Cells) -> Cells:
+    """What an operator that the source does not have makes of kept cells is not known to be the source's."""
+    if run.step.source is not None or all(cell.kind is not Kind.KEPT for cell in members(cells)):
+        return cells
+    new = run.new_here()
+    return filled(cells.shape, lambda index: new if cells[index].kind is Kind.KEPT else cells[index])
