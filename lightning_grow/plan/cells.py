@@ -38,23 +38,23 @@ class Cell:
     Args:
         kind: What they are.
         scale: The factor of KEPT and MEAN.
-        sources: Parameter cells that make a NEW cell 0 when all of them are 0; None where none do.
-        mean_sources: Parameter cells that make a NEW cell the mean of the source's entries along the units when all of
+        zeroed_by: Parameter cells that make a NEW cell 0 when all of them are 0; None where none do.
+        averaged_by: Parameter cells that make a NEW cell the mean of the source's entries along the units when all of
             them are; None where none do.
         direct: Whether the cell is a parameter's own, only moved.
-        born_zero: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
-        poles: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
+        is_only_bias: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
+        divisors: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
         atom: The axis over which a MEAN is taken.
         origin: Where a NEW cell came about, for messages.
     """
 
     kind: Kind
     scale: Scale = ONE
-    sources: frozenset[Entry] | None = None
-    mean_sources: frozenset[Entry] | None = None
+    zeroed_by: frozenset[Entry] | None = None
+    averaged_by: frozenset[Entry] | None = None
     direct: bool = False
-    born_zero: bool = False
-    poles: frozenset[Entry] = frozenset()
+    is_only_bias: bool = False
+    divisors: frozenset[Entry] = frozenset()
     atom: Axis | None = None
     origin: str = ""
 
@@ -152,9 +152,9 @@ def filled(shape: Iterable[int], make: Callable[[tuple[int, ...]], Any]) -> Cell
     return cells
 
 
-def union(sources: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:
+def union(entries: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None:
     """All of them together; None if one is missing or there are none."""
-    every = list(sources)
+    every = list(entries)
     if not every or None in every:
         return None
     return frozenset().union(*[item for item in every if item is not None])

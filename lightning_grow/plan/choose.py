@@ -14,8 +14,9 @@ from lightning_grow.pair.roles import Roles
 from lightning_grow.plan.copied_units import CopiedUnits
 from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.interpret import interpret
-from lightning_grow.plan.run import Choice, Run, number_variable
+from lightning_grow.plan.run import Run, number_variable
 from lightning_grow.plan.scale import Scale, Variable, solve
+from lightning_grow.plan.step import Choice
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import resolve
 from lightning_grow.trace.tape import Node, Trace
@@ -73,6 +74,8 @@ def choose(
     tried = {start}
     while chosen.lost:
         choice = _turned(match, chosen, units)
+        if choice in tried:  # x + f(x) is kept by an f that begins at 0, not by one that begins as the identity
+            choice = replace(choice, identities=frozenset())
         if choice in tried and options.allow_attribute_changes:
             choice = replace(start, free_numbers=_free_numbers(match.target, target))
         if choice in tried:

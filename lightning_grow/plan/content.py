@@ -7,8 +7,9 @@ from torch import Tensor
 
 from lightning_grow.pair.match import same_constant
 from lightning_grow.plan.cells import kept
-from lightning_grow.plan.run import NotKept, Run
+from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import shifted
+from lightning_grow.plan.step import NotKept
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.meanings import Cells
 from lightning_grow.trace.tape import Node, Value

@@ -2,101 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from lightning_grow.pair.roles import Dimension, split_labels
-from lightning_grow.plan.cells import ZERO, Cell, Entry, Kind, Slot, is_wanted, kept, union
+from lightning_grow.plan.cells import ZERO, Cell, Kind, kept, union
 from lightning_grow.plan.content import known_content
 from lightning_grow.plan.laws import ADD
 from lightning_grow.plan.pointwise import changed_number, combine
-from lightning_grow.plan.run import Decision, NotKept, Run
+from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import ONE, Scale, shifted
+from lightning_grow.plan.step import Decision, NotKept
+from lightning_grow.plan.terms import Term, each_term
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Cells, Contract
 from lightning_grow.trace.tape import Node, Value
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """The cells of one factor, one dimension per label."""
-
-    cells: Cells
-    slots: dict[str, list[Slot]]
-
-    def at(self, place: dict[str, int]) -> Cell:
-        cell: Cell = self.cells[tuple(place[label] for label in self.slots)]
-        return cell
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One product, over one choice of slots of the summed axes; `weights` are its cells that parameters alone make."""
-
-    left: Cell
-    right: Cell
-    slots: list[Slot]
-    weights: tuple[Cell, ...]
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether it is the source's own product."""
-        known = (Kind.KEPT, Kind.MEAN, Kind.IDENTITY)
-        return self.left.kind in known and self.right.kind in known and not any(slot.is_new for slot in self.slots)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether one side is an identity layer."""
-        return Kind.IDENTITY in (self.left.kind, self.right.kind)
-
-    @property
-    def activation(self) -> Cell:
-        """What an identity layer passes on."""
-        return self.left if self.right.kind is Kind.IDENTITY else self.right
-
-    def silencer(self) -> frozenset[Entry] | None:
-        """The parameter cells whose zero makes this product 0: a bias that alone keeps it up, a reader, a writer."""
-        for cell, other in ((self.left, self.right), (self.right, self.left)):
-            if cell.born_zero and cell.sources and other.direct:
-                return cell.sources
-        for cell in self.weights:
-            if cell.kind is Kind.NEW and cell.sources:
-                return cell.sources
-        return self.left.sources if self.left.sources is not None else self.right.sources
-
-    def averager(self) -> frozenset[Entry] | None:
-        """The parameter cells whose mean over units makes this product one."""
-        for cell in self.weights:
-            if cell.kind is Kind.NEW and cell.mean_sources:
-                return cell.mean_sources
-        return next((cell.mean_sources for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
 
 
 def contract(run: Run, node: Node, output: Value, meaning: Contract) -> Cells:
     """Sum over the labels that the output does not have, cell by cell."""
     if run.step.source is not None:
         run.keep_positions(node, _windows(meaning))
-    left, right = _factor(run, meaning, meaning.left, 0), _factor(run, meaning, meaning.right, 1)
-    slots = {**left.slots, **right.slots}
-    out = [label for label in meaning.labels[2] if label not in "()."]
-    summed = {label: len(along) for label, along in slots.items() if label not in out}
-    made = [factor for factor, value in ((right, meaning.right), (left, meaning.left)) if value in run.weights]
-    result = np.empty([len(slots[label]) for label in out], dtype=object)
-    for place in _places({label: len(slots[label]) for label in out}):
-        terms = [
-            _Term(
-                left.at(place | inner),
-                right.at(place | inner),
-                [slots[label][n] for label, n in inner.items()],
-                tuple(factor.at(place | inner) for factor in made),
-            )
-            for inner in _places(summed)
-        ]
-        wanted = is_wanted(slots[label][n] for label, n in place.items())
-        result[tuple(place.values())] = _sum(run, node, meaning, terms, wanted)
-    cells = _spread(run, output, meaning, result)
+    cells = _spread(run, output, meaning, [_sum(run, node, meaning, *item) for item in each_term(run, meaning)])
     return cells if meaning.bias is None else _add_bias(run, node, output, meaning.bias, cells)
 
 
@@ -111,31 +39,12 @@ def _windows(meaning: Contract) -> list[Axis]:
     ]
 
 
-def _places(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
-    for index in np.ndindex(*sizes.values()):
-        yield dict(zip(sizes, index, strict=True))
-
-
-def _factor(run: Run, meaning: Contract, value: Value, side: int) -> _Factor:
-    """Fold products of axes into a dimension per label; a window's axes do not grow, so one cell stands for each."""
-    factors, cells = dict(meaning.factors), run.of(value)
-    labels = split_labels(meaning.labels[side])
-    for dim in reversed([dim for dim, label in enumerate(labels) if label == "."]):
-        cells = cells.take([0], axis=dim).squeeze(axis=dim)
-    slots: dict[str, list[Slot]] = {}
-    for dim, label in enumerate(labels):
-        if label != ".":
-            for letter in label:
-                slots[letter] = run.layout.slots(value.axes[dim] if len(label) == 1 else factors[letter])
-    return _Factor(cells.reshape([len(along) for along in slots.values()]), slots)
-
-
-def _spread(run: Run, output: Value, meaning: Contract, result: Cells) -> Cells:
+def _spread(run: Run, output: Value, meaning: Contract, sums: list[Cell]) -> Cells:
     """Unfold products of axes, and put the window's axes back."""
     shape = run.layout.shape(output.axes)
     labels = split_labels(meaning.labels[2])
     narrow = [1 if label == "." else size for label, size in zip(labels, shape, strict=True)]
-    return np.broadcast_to(result.reshape(narrow), shape)
+    return np.broadcast_to(np.array(sums, dtype=object).reshape(narrow), shape)
 
 
 def _add_bias(run: Run, node: Node, output: Value, bias: Value, cells: Cells) -> Cells:
@@ -150,7 +59,7 @@ def _add_bias(run: Run, node: Node, output: Value, bias: Value, cells: Cells) ->
     return result
 
 
-def _sum(run: Run, node: Node, meaning: Contract, terms: list[_Term], wanted: bool) -> Cell:
+def _sum(run: Run, node: Node, meaning: Contract, terms: list[Term], wanted: bool) -> Cell:
     """One cell of the output; an identity layer's is its input's, whether the source has the layer or not."""
     live = [term for term in terms if Kind.ZERO not in (term.left.kind, term.right.kind)]
     if not live:
@@ -173,9 +82,9 @@ def _sum(run: Run, node: Node, meaning: Contract, terms: list[_Term], wanted: bo
     return kept(scales[0]) if mean is None else Cell(Kind.MEAN, scales[0], atom=mean)
 
 
-def _silence(run: Run, node: Node, bad: list[_Term]) -> Exception:
+def _silence(run: Run, node: Node, bad: list[Term]) -> Exception:
     """Make every term over new units 0: by its reader where it is a parameter, else by what writes it."""
-    entries = union(term.silencer() for term in bad)
+    entries = union(term.zeroed_by() for term in bad)
     if entries is not None:
         return Decision(zeros=entries)
     growing = [atom for term in bad for slot in term.slots for atom in slot.new_atoms()]
@@ -189,19 +98,19 @@ def _silence(run: Run, node: Node, bad: list[_Term]) -> Exception:
     )
 
 
-def _new_sum(run: Run, live: list[_Term]) -> Cell:
+def _new_sum(run: Run, live: list[Term]) -> Cell:
     """A cell with new units, or of an operator that the source does not have."""
     origin = next((cell.origin for term in live for cell in (term.right, term.left) if cell.origin), "")
     unknown = [term for term in live if Kind.MEAN not in (term.left.kind, term.right.kind)]
     return Cell(
         Kind.NEW,
-        sources=union(term.silencer() for term in live),
-        mean_sources=union(term.averager() for term in unknown),
+        zeroed_by=union(term.zeroed_by() for term in live),
+        averaged_by=union(term.averaged_by() for term in unknown),
         origin=origin or run.new_here().origin,
     )
 
 
-def _shares(run: Run, node: Node, meaning: Contract, term: _Term) -> Scale:
+def _shares(run: Run, node: Node, meaning: Contract, term: Term) -> Scale:
     """Copied units are read in shares; where no single reader can be divided, the sum is larger by their number."""
     total = ONE
     for atom in [atom for slot in term.slots for atom in slot.copied_atoms()]:

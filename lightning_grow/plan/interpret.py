@@ -8,14 +8,15 @@ from typing import Any
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Roles
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
-from lightning_grow.plan.content import keep_contents
+from lightning_grow.plan.content import keep_contents, known_factor
 from lightning_grow.plan.contraction import contract
 from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.moves import along, create, lookup, opaque, rearrange, scatter
 from lightning_grow.plan.pointwise import pointwise
-from lightning_grow.plan.run import Choice, Decision, NotKept, Run, Step
+from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import Equation
 from lightning_grow.plan.statistics import reduce
+from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import (
     Along,
@@ -93,17 +94,17 @@ def _is_constant(run: Run, node: Node) -> bool:
 
 def _interpret(run: Run, node: Node, step: Step) -> None:
     """Find the source's operator for this one, pair their axes, and work out the cells of the outputs."""
-    if not run.lost.isdisjoint(node.tensors()):
-        run.lose(node)
-        return
     step.source, step.difference = run.match.find(node)
     if step.source is not None:
         _pair_outputs(run, node, step.source)
     elif step.difference:
         run.new_here()
-    for number, (output, meaning) in enumerate(zip(node.outputs, node.meaning, strict=True)):
-        if step.source is not None:
-            run.match.pair_values(step.source.outputs[number], output)
+    if not run.lost.isdisjoint(node.tensors()):  # what else stands in the way is worth saying all the same
+        run.lose(node)
+        for value in node.tensors():
+            known_factor(run, node, value)
+        return
+    for output, meaning in zip(node.outputs, node.meaning, strict=True):
         handler = create if is_random(node) and not run.draws_alike else _HANDLERS[type(meaning)]
         cells = handler(run, node, output, meaning)
         run.cells[output] = _not_the_sources(cells, step.difference) if step.difference else cells
@@ -120,11 +121,13 @@ def _not_the_sources(cells: Cells, difference: str) -> Cells:
 
 
 def _pair_outputs(run: Run, node: Node, source: Node) -> None:
-    """Pair the axes of the outputs, and compare the constants.
+    """Pair the outputs and their axes, and compare the constants.
 
     Raises:
         NotKept: They cannot be paired, or a constant is another one.
     """
+    for old, new in zip(source.outputs, node.outputs, strict=True):
+        run.match.pair_values(old, new)
     refusals = [
         refusal
         for old, new in zip(source.outputs, node.outputs, strict=True)

@@ -10,7 +10,8 @@ from lightning_grow.plan.cells import Cell, Kind, filled, kept, members
 from lightning_grow.plan.content import known_factor
 from lightning_grow.plan.laws import Laws
 from lightning_grow.plan.pointwise import combine
-from lightning_grow.plan.run import NotKept, Run
+from lightning_grow.plan.run import Run
+from lightning_grow.plan.step import NotKept
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
 from lightning_grow.trace.tape import Node, Value, is_random

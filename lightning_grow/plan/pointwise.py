@@ -10,8 +10,9 @@ import numpy as np
 from lightning_grow.plan.cells import ZERO, Cell, Entry, Kind, Slot, is_wanted, kept, origins, union
 from lightning_grow.plan.content import known_content
 from lightning_grow.plan.laws import Laws, operator_laws
-from lightning_grow.plan.run import Decision, NotKept, Run
+from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import ONE, Scale, shifted, variable
+from lightning_grow.plan.step import Decision, NotKept
 from lightning_grow.trace.axes import resolve
 from lightning_grow.trace.meanings import Cells, Pointwise, Reduce
 from lightning_grow.trace.tape import Node, Value
@@ -117,33 +118,34 @@ def _combine_new(
 ) -> Cell:
     """A new cell among the inputs: where the source's entries are wanted, it has to go."""
     everyone = [inputs[i] for i in sorted(new)]
-    sources = union(cell.sources for cell in everyone)
+    together = union(cell.zeroed_by for cell in everyone)
     if wanted and len(rest) == 1 and laws.passes(zeros | new, rest[0]):
-        if sources is not None:
-            raise Decision(zeros=sources)
+        if together is not None:
+            raise Decision(zeros=together)
         if run.step.source is not None:  # else it may be silenced as a whole: x - mean(x), by the gain of its norm
             raise run.parting(origins(everyone))
-    poles = _poles(laws, inputs, zeros, new)
-    alone = [inputs[i].sources for i in sorted(new) if inputs[i].sources and laws.vanishes(zeros | {i})]
-    alone = [entries for entries in alone if entries and not entries & poles]
-    together = sources if sources and not sources & poles and laws.vanishes(zeros | new) else None
+    divisors = _divisors(laws, inputs, zeros, new)
+    alone = [inputs[i].zeroed_by for i in sorted(new) if inputs[i].zeroed_by and laws.vanishes(zeros | {i})]
+    alone = [entries for entries in alone if entries and not entries & divisors]
+    if not together or together & divisors or not laws.vanishes(zeros | new):
+        together = None
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
-    mean_sources = union(cell.mean_sources for cell in everyone)
+    averaged_by = union(cell.averaged_by for cell in everyone)
     only_bias = bool(zeros) and together is not None and all(cell.direct for cell in everyone)
     return Cell(
         Kind.NEW,
-        sources=alone[0] if alone else together,
-        mean_sources=mean_sources if mean_sources and not zeros and laws.averages(new | means) else None,
-        born_zero=only_bias or any(cell.born_zero for cell in everyone),
-        poles=poles,
+        zeroed_by=alone[0] if alone else together,
+        averaged_by=averaged_by if averaged_by and not zeros and laws.averages(new | means) else None,
+        is_only_bias=only_bias or any(cell.is_only_bias for cell in everyone),
+        divisors=divisors,
         origin=origins(everyone),
     )
 
 
-def _poles(laws: Laws, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:
+def _divisors(laws: Laws, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:
     """The parameter cells that may not be 0: those behind a divisor, here or before."""
-    divisors = [inputs[i].sources for i in new if inputs[i].sources and laws.diverges(zeros | {i})]
-    return frozenset().union(*(inputs[i].poles for i in new), *(entries for entries in divisors if entries))
+    here = [inputs[i].zeroed_by for i in new if inputs[i].zeroed_by and laws.diverges(zeros | {i})]
+    return frozenset().union(*(inputs[i].divisors for i in new), *(entries for entries in here if entries))
 
 
 def _is_centred(run: Run, node: Node, which: int) -> bool:

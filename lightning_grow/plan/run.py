@@ -9,7 +9,7 @@ a failure, and what is computed of it is lost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Dimension, Roles
@@ -28,75 +28,10 @@ from lightning_grow.plan.cells import (
 )
 from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
+from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Cells
 from lightning_grow.trace.tape import Node, Trace, Value, is_random
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is fixed for one run.
-
-    Args:
-        copied: Atoms whose new units are copies.
-        identities: New layers that start as the identity.
-        free_numbers: Number arguments that a module attribute gives and that may change: (node index, argument name).
-    """
-
-    copied: frozenset[Axis] = frozenset()
-    identities: frozenset[str] = frozenset()
-    free_numbers: frozenset[tuple[int, str]] = frozenset()
-
-
-class NotKept(Exception):
-    """An operator whose outputs cannot be kept.
-
-    Args:
-        reason: The sentence for the user.
-        growing: The growing atoms at fault; copying their units may mend it.
-        parts: Whether the two models compute different things there, whatever their sizes.
-    """
-
-    def __init__(self, reason: str, growing: Iterable[Axis] = (), parts: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.growing, self.parts = reason, tuple(dict.fromkeys(growing)), parts
-
-
-class Decision(Exception):
-    """Parameter cells that must be 0, or the mean over an axis: go back to the first use of them."""
-
-    def __init__(self, zeros: Iterable[Entry] = (), means: dict[Entry, Axis] | None = None) -> None:
-        super().__init__()
-        self.zeros, self.means = set(zeros), means or {}
-
-
-@dataclass(eq=False)
-class Step:
-    """What the run found at one operator.
-
-    Args:
-        node: The operator.
-        length: How much was stated of the match before it.
-        source: The source's operator, if there is one.
-        difference: Why there is none, where only its arguments say so.
-        equations: What the scales have to meet.
-        failure: Why the outputs cannot be kept.
-        shares: Dimensions whose reads of a copied atom are divided among the copies.
-        numbers: Module attributes that may take up a factor: (node index, argument name).
-        admitted: Growing atoms under a statistic that zeros or means keep.
-        parted: What the target computes of the source's values, and the source does not.
-    """
-
-    node: Node | None
-    length: int
-    source: Node | None = None
-    difference: str = ""
-    equations: list[Equation] = field(default_factory=list)
-    failure: NotKept | None = None
-    shares: set[tuple[Dimension, Axis]] = field(default_factory=set)
-    numbers: set[tuple[int, str]] = field(default_factory=set)
-    admitted: set[Axis] = field(default_factory=set)
-    parted: str = ""
 
 
 class Run:
@@ -115,6 +50,7 @@ class Run:
         self.steps: list[Step] = []
         self.cells: dict[Value, Cells] = {}
         self.lost: set[Value] = set()
+        self.refined: set[Value] = set()
         self.zeros: set[Entry] = set()
         self.means: dict[Entry, Axis] = {}
         self.first_use = _first_uses(match.target)
@@ -152,15 +88,15 @@ class Run:
         self.zeros |= decision.zeros
         self.means.update(decision.means)
         names = {name for name, _ in decision.zeros | set(decision.means)}
-        for value in [value for value in self.cells if value.name in names]:
-            del self.cells[value]
         first = min([self.at, *(self.first_use.get(name, 0) for name in names)])
+        if decision.refined is not None:
+            self.refined.add(decision.refined)
+            first = next(at for at, step in enumerate(self.steps) if decision.refined in step.outputs)
         self.match.rewind(self.steps[first].length)
-        dropped = [output for step in self.steps[first:] if step.node is not None for output in step.node.outputs]
-        for output in dropped:
-            self.cells.pop(output, None)
-        self.lost.difference_update(dropped)
         del self.steps[first:]
+        made = {output for step in self.steps for output in step.outputs}
+        self.cells = {value: cells for value, cells in self.cells.items() if value in made}
+        self.lost &= made
 
     # ---- results
     @property
@@ -272,10 +208,12 @@ class Run:
 
     # ---- cells
     def of(self, value: Value) -> Cells:
-        """The cells of a value; those of parameters, inputs and constants are made on first use."""
-        if value not in self.cells:
-            self.cells[value] = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
-        cells = self.cells[value]
+        """The cells of a value; those of parameters, inputs and constants are made where they are asked for."""
+        cells = self.cells.get(value)
+        if cells is not None and list(cells.shape) != self.layout.shape(value.axes) and value not in self.refined:
+            raise Decision(refined=value)
+        if cells is None:
+            cells = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
         if value not in self.states.read.get(self.at, ()):
             return cells
         return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
@@ -300,9 +238,9 @@ class Run:
             return kept(variable(name, index) if scalable else ONE)
         if name in self.choice.identities and wanted:
             return Cell(Kind.IDENTITY)
-        sources = frozenset([entry]) if value.trained else None
+        own = frozenset([entry]) if value.trained else None
         origin = f"new units of '{name}'" if known else f"the new layer's '{name}'"
-        return Cell(Kind.NEW, sources=sources, mean_sources=sources, direct=value.trained, origin=origin)
+        return Cell(Kind.NEW, zeroed_by=own, averaged_by=own, direct=value.trained, origin=origin)
 
     def _mean_cell(self, value: Value, name: str, index: tuple[int, ...], atom: Axis) -> Cell:
         """The mean, over the source's units of `atom`, of the cell beside it."""
@@ -313,7 +251,7 @@ class Run:
         beside = self._parameter_cell(value, name, base, slots)
         if beside.kind is Kind.KEPT:
             return Cell(Kind.MEAN, beside.scale, atom=atom)
-        return beside if beside.kind is Kind.ZERO else replace(beside, sources=None, mean_sources=None, direct=False)
+        return beside if beside.kind is Kind.ZERO else replace(beside, zeroed_by=None, averaged_by=None, direct=False)
 
 
 def _beside(slots: list[Slot], number: int, atom: Axis) -> int:

@@ -8,8 +8,9 @@ import numpy as np
 
 from lightning_grow.plan.cells import ZERO, Cell, Kind, Slot, is_wanted, kept, origins, union
 from lightning_grow.plan.contraction import multiplicity
-from lightning_grow.plan.run import Decision, NotKept, Run
+from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import ONE, Scale, shifted
+from lightning_grow.plan.step import Decision, NotKept
 from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Cells, Reduce
 from lightning_grow.trace.tape import Node, Value
@@ -43,7 +44,7 @@ def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wan
         return ZERO
     if run.step.source is None or not wanted:
         origin = run.new_here().origin if run.step.source is None else origins(known)
-        return Cell(Kind.NEW, sources=union(cell.sources for cell in known), origin=origin)
+        return Cell(Kind.NEW, zeroed_by=union(cell.zeroed_by for cell in known), origin=origin)
     old, added = _split(members)
     if any(cell.kind is Kind.NEW for cell in old):
         raise run.parting(origins(old))
@@ -89,10 +90,10 @@ def _admit(run: Run, node: Node, kind: str, added: list[Member], only: Axis | No
             continue
         if cell.kind is Kind.MEAN and kind in _CENTRED and cell.atom is only:
             continue
-        if cell.kind is Kind.NEW and kind in _CENTRED and cell.mean_sources and only is not None:
-            raise Decision(means=dict.fromkeys(cell.mean_sources, only))
-        if cell.kind is Kind.NEW and kind in _SUMMED and cell.sources:
-            raise Decision(zeros=cell.sources)
+        if cell.kind is Kind.NEW and kind in _CENTRED and cell.averaged_by and only is not None:
+            raise Decision(means=dict.fromkeys(cell.averaged_by, only))
+        if cell.kind is Kind.NEW and kind in _SUMMED and cell.zeroed_by:
+            raise Decision(zeros=cell.zeroed_by)
         old = run.match.old_size(growing[0])
         copies = f"Use a multiple of {old}, so that they can be copies, or keep" if growing[0].size % old else "Keep"
         raise NotKept(

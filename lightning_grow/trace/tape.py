@@ -68,7 +68,7 @@ class Node:
     outputs: list[Value] = field(default_factory=list)
     meaning: list[Any] = field(default_factory=list)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The operator's name without overload and without the underscore of an in-place form."""
         return operator_name(self.op)
@@ -85,6 +85,10 @@ class Node:
 
     def tensors(self) -> list[Value]:
         """The tensor arguments in schema order, lists flattened."""
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> list[Value]:
         return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
 
 
