@@ -121,6 +121,24 @@ class Laws:
         inputs = _zeroed(_sample(self.count, (), positive=True), zeros)
         return bool(self._ask(("diverges", zeros), lambda: not self.function(inputs).double().isfinite().any()))
 
+    def learns(self, zeros: frozenset[int]) -> bool:
+        """Whether a gradient reaches the inputs at `zeros` where they are 0: a ReLU's does not.
+
+        >>> Laws(lambda inputs: inputs[0].relu(), 1, "relu").learns(frozenset({0}))
+        False
+        """
+
+        def reaches() -> bool:
+            inputs = [item.requires_grad_() for item in _zeroed(_sample(self.count, self.near), zeros)]
+            with torch.enable_grad():
+                result = self.function(inputs)
+            if not result.requires_grad:
+                return True  # an operator without a gradient of its own: nothing is known of it
+            gradients = torch.autograd.grad(result.sum(), inputs, allow_unused=True)
+            return any(gradients[index] is not None and bool(gradients[index].any()) for index in zeros)
+
+        return bool(self._ask(("learns", zeros), reaches))
+
     def _ask(self, question: Any, answer: Callable[[], Any]) -> Any:
         if question not in self.answers:
             try:
@@ -184,7 +202,7 @@ def operator_laws(node: Node, changed: Sequence[str] = ()) -> Laws:
         for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
             if name in changed:
                 usual = _sample(len(inputs), near)[number].abs().median()
-                values[name] = arguments[name] * float(sample.abs().median() / usual)  # itself, scaled as it is asked
+                values[name] = arguments[name] * float(sample.detach().abs().median() / usual)  # itself, scaled as it is asked
             elif floating[number]:
                 values[name] = sample.clone()
             else:

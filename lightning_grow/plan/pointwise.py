@@ -125,9 +125,10 @@ def _combine_new(
         if run.step.source is not None:  # else it may be silenced as a whole: x - mean(x), by the gain of its norm
             raise run.parting(origins(everyone))
     divisors = _divisors(laws, inputs, zeros, new)
-    alone = [inputs[i].zeroed_by for i in sorted(new) if inputs[i].zeroed_by and laws.vanishes(zeros | {i})]
+    learns = laws.learns if run.step.source is None else lambda _: True  # a new layer behind a ReLU's 0 stays at 0
+    alone = [inputs[i].zeroed_by for i in sorted(new) if laws.vanishes(zeros | {i}) and learns(frozenset([i]))]
     alone = [entries for entries in alone if entries and not entries & divisors]
-    if not together or together & divisors or not laws.vanishes(zeros | new):
+    if not together or together & divisors or not laws.vanishes(zeros | new) or not learns(new):
         together = None
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     averaged_by = union(cell.averaged_by for cell in everyone)

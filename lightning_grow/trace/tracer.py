@@ -52,7 +52,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def value_of(self, tensor: Tensor) -> Value:
         if id(tensor) in self.values:
             return self.values[id(tensor)]
-        constant = None if tensor.device.type == "meta" else tensor.detach().cpu()
+        if tensor.is_meta and tensor.numel() and self.device == "meta":  # torch.tensor(x, device=meta), a list as index
+            raise _NeedsData(self.path[-1] if self.path else "")
+        constant = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
         return self.track(tensor, Value([Axis(size) for size in tensor.shape], tensor.dtype, constant=constant))
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
