@@ -202,7 +202,8 @@ def operator_laws(node: Node, changed: Sequence[str] = ()) -> Laws:
         for number, (name, sample) in enumerate(zip(inputs, samples, strict=True)):
             if name in changed:
                 usual = _sample(len(inputs), near)[number].abs().median()
-                values[name] = arguments[name] * float(sample.detach().abs().median() / usual)  # itself, scaled as it is asked
+                scale = float(sample.detach().abs().median() / usual)  # itself, scaled as it is asked
+                values[name] = arguments[name] * scale
             elif floating[number]:
                 values[name] = sample.clone()
             else:
