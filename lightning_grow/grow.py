@@ -22,6 +22,7 @@ from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
+from lightning_grow.trace.outputs import Forward, without
 from lightning_grow.trace.tracer import named_tensors
 from lightning_grow.verify.compare import compare, worst
 from lightning_grow.verify.liveness import count_dead_and_twins
@@ -164,10 +165,10 @@ def _build(request: _Request) -> Transfer:
 
 
 def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> list[str]:
-    inputs = request.inputs[1]
+    inputs, forward = request.inputs[1], compared_forward(plan, request.options)
 
     def run() -> list[Tensor]:
-        return outputs(_on_real_device(request.target, grown), inputs, request.options.forward, grown)
+        return outputs(_on_real_device(request.target, grown), inputs, forward, grown)
 
     state = {name.replace("_orig_mod.", ""): tensor for name, tensor in grown.items()}
     return start_new_outputs(plan, state, run, request.options)
@@ -186,6 +187,11 @@ def _write_in_place(request: _Request) -> TransferReport:
 def paired_inputs(plan: GrowthPlan, source_inputs: Any, target_inputs: Any) -> tuple[Any, Any]:
     """The arguments that make both modules of a plan comparable: the source's, and the target's."""
     return shared_inputs(target_inputs, source_inputs, plan.input_positions, plan.source_positions), target_inputs
+
+
+def compared_forward(plan: GrowthPlan, options: Options) -> Forward | None:
+    """The forward whose outputs both modules of a plan have; their own when None."""
+    return without(options.forward, plan.left_out)
 
 
 def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -226,7 +232,7 @@ def _compare(
     request: _Request, plan: GrowthPlan, grown: dict[str, Tensor], stand_in: Mapping[str, str]
 ) -> list[tuple[float, float]]:
     """The error and the limit of every output, when copies run in place of what they copy, in both modules."""
-    source, target, forward = request.source, request.target, request.options.forward
+    source, target, forward = request.source, request.target, compared_forward(plan, request.options)
     source_inputs, target_inputs = paired_inputs(plan, *request.inputs)
     old_names = {
         str(plan.tensors[original].source_name): str(plan.tensors[copy].source_name)

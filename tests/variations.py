@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from lightning_grow import GrowError, grow
-from lightning_grow.trace.tracer import output_tensors
+from lightning_grow.trace.outputs import named_outputs
 
 NOT_ALTERED = 1e-6  # of the output's scale: ten times what Llama's norms, in float32 anywhere, leave
 NO_FUNCTION = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")  # how, and not what
@@ -158,7 +158,7 @@ class Growth:
         module = copy.deepcopy(module)
         with plain_kernels(), torch.random.fork_rng(devices=[]), mode or torch.no_grad():
             outputs = self.options["forward"](module, *args, **kwargs)
-        return [leaf.detach() for leaf in output_tensors(outputs)]
+        return [leaf.detach() for leaf in named_outputs(outputs).values()]
 
     def variations(self, rng: random.Random) -> Iterator[Variation]:
         """Endless changes with which the target still runs: first an operator's argument is drawn, then a call."""

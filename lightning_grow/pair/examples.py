@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.trace.tracer import Forward, call_arguments, trace
+from lightning_grow.trace.outputs import Forward
+from lightning_grow.trace.tracer import call_arguments, trace
 
 
 def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: Forward | None) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from lightning_grow.pair.layouts import OtherLayout, pair_axes
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.pair.names import match_names
 from lightning_grow.trace.axes import Axis, atoms, resolve
+from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import VIEWS, Node, Trace, Value
-from lightning_grow.trace.tracer import Forward, named_tensors, trace
+from lightning_grow.trace.tracer import named_tensors, trace
 
 Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
 
@@ -123,6 +125,11 @@ class Match:
     def _is_known(self, source: Axis, target: Axis) -> bool:
         source = resolve(source)
         return any(resolve(atom) is source for atom in self.atoms.get(resolve(target), ()))
+
+    @property
+    def left_out(self) -> set[str]:
+        """The outputs that are not compared; see `without_other_state`."""
+        return {name for tape in (self.source, self.target) for name in tape.carried - tape.outputs.keys()}
 
     # ---- units
     def refusals(self) -> list[str]:
@@ -279,8 +286,17 @@ def match_modules(
     Raises:
         RefusedGrowth: A module cannot be traced.
     """
-    old, new = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
+    old, new = without_other_state(trace(source, source_inputs, forward), trace(target, target_inputs, forward))
     return match_tapes(old, new, match_names(_shapes(source), _shapes(target), rename))
+
+
+def without_other_state(source: Trace, target: Trace) -> tuple[Trace, Trace]:
+    """Leave out what a forward carries to its next call where its size is another one: a cache of more heads."""
+    carried = source.carried | target.carried
+    sizes = [{name: value.shape for name, value in tape.outputs.items()} for tape in (source, target)]
+    left_out = {name for name in carried if sizes[0].get(name) != sizes[1].get(name)}
+    kept = [{name: value for name, value in tape.outputs.items() if name not in left_out} for tape in (source, target)]
+    return replace(source, outputs=kept[0]), replace(target, outputs=kept[1])
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

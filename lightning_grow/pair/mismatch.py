@@ -16,9 +16,10 @@ def find_mismatches(
     source: nn.Module, target: nn.Module, match: Match, options: Options, copies: Collection[str] = ()
 ) -> list[str]:
     """Say every difference without a meaning, each with its place and a way out; empty where there is none."""
+    old, new = (list(tape.outputs.values()) for tape in (match.source, match.target))
     ends = [
         *_grown_ends("input", match.source.inputs, match.target.inputs, match, options.allow_input_growth),
-        *_grown_ends("output", match.source.outputs, match.target.outputs, match, options.allow_output_growth),
+        *_grown_ends("output", old, new, match, options.allow_output_growth),
     ]
     return [
         *match.refusals(),

@@ -58,3 +58,13 @@ def name_choices(match: Match) -> list[str]:
         "inputs, plan and grow with an example of these too."
         for place in dict.fromkeys(match.target.choices)
     ]
+
+
+def name_left_out(match: Match) -> list[str]:
+    """Say what is carried from call to call in another size than the source's."""
+    if not match.left_out:
+        return []
+    return [
+        f"{len(match.left_out)} tensors that the forward takes back in its next call are of other sizes than the "
+        f"source's, or new ({min(match.left_out)}, say): such a state is not handed on from the source, nor compared."
+    ]

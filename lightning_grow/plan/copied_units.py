@@ -51,7 +51,7 @@ def find_copied_units(
     never = frozenset(atom for value in match.target.inputs for axis in value.axes for atom in atoms(axis))
     if strategy.function_preserving:
         never |= {atom for atom in growing if not _repeats(match, constants, atom, _in_turn(match, atom))} | states
-    ends = {atom for value in match.target.outputs for axis in value.axes for atom in atoms(axis)}
+    ends = {atom for value in match.target.outputs.values() for axis in value.axes for atom in atoms(axis)}
     sources: dict[Axis, Tensor] = {}
     for atom in growing if strategy.transfers else ():
         if atom in never or atom in ends:

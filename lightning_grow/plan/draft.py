@@ -13,7 +13,7 @@ from lightning_grow.pair.copies import find_copies
 from lightning_grow.pair.match import match_modules
 from lightning_grow.pair.mismatch import find_mismatches, saved_names
 from lightning_grow.pair.named_inputs import name_inputs
-from lightning_grow.pair.notes import name_choices, name_copies, name_idle_buffers, name_shared_counts
+from lightning_grow.pair.notes import name_choices, name_copies, name_idle_buffers, name_left_out, name_shared_counts
 from lightning_grow.pair.roles import find_roles
 from lightning_grow.plan.choose import Chosen, changed_attributes, choose, first_choice
 from lightning_grow.plan.copied_units import find_copied_units
@@ -56,10 +56,12 @@ def make_plan(
             *name_idle_buffers(match, copies),
             *name_shared_counts(match),
             *name_choices(match),
+            *name_left_out(match),
         ),
         attributes=changed_attributes(chosen, match.target, target),
         input_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.inputs),
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
+        left_out=frozenset(match.left_out),
     )
 
 

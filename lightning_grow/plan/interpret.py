@@ -168,7 +168,7 @@ def _keep_what_is_made(run: Run, node: Node, source: Node) -> None:
 
 # ---- outputs
 def _compare_outputs(run: Run) -> None:
-    old, new = run.match.source.outputs, run.match.target.outputs
+    old, new = (list(tape.outputs.values()) for tape in (run.match.source, run.match.target))
     if len(old) != len(new):
         raise NotKept(
             f"the source returns {len(old)} tensors, the target {len(new)}; pass forward= a callable that returns the "

@@ -173,5 +173,5 @@ def _write_group(draft: Draft, atom: Axis) -> UnitGroup:
 
 def _output(match: Match, atom: Axis) -> int:
     """The output whose last axis the atom is; -1 if there is none."""
-    ends = [value.axes[-1] if value.axes else None for value in match.target.outputs]
+    ends = [value.axes[-1] if value.axes else None for value in match.target.outputs.values()]
     return next((number for number, axis in enumerate(ends) if axis is not None and resolve(axis) is atom), -1)

@@ -100,14 +100,16 @@ class Trace:
         nodes: The operator calls in order.
         tensors: Parameters and buffers by name.
         inputs: The example's tensors.
-        outputs: The tensors that are returned.
+        outputs: The tensors that are returned, by their place in what is returned.
+        carried: The outputs that the forward takes back in its next call (a cache).
         choices: The modules whose forward reads the content of an input, and may go by it.
     """
 
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
-    outputs: list[Value] = field(default_factory=list)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    carried: set[str] = field(default_factory=set)
     choices: list[str] = field(default_factory=list)
 
     @cached_property
@@ -117,7 +119,7 @@ class Trace:
 
     def used(self) -> set[Value]:
         """The values that some operator takes, or that are returned."""
-        return {value for node in self.nodes for value in node.tensors()} | set(self.outputs)
+        return {value for node in self.nodes for value in node.tensors()} | set(self.outputs.values())
 
 
 def is_random(node: Node) -> bool:

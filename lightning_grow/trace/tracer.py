@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,12 +22,12 @@ import lightning_grow.trace.rules  # noqa: F401 - fills the table
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Opaque
+from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
 from lightning_grow.trace.table import apply_rule, has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
 from lightning_grow.trace.unfold import UNFOLDED
 from lightning_grow.trace.untouched import same_attributes, same_contents
 
-Forward = Callable[..., Any]
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
@@ -118,9 +117,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                content = next(contents, leaf)
-                assert content is not None  # checked above
-                return content.clone() if op._schema.is_mutable else content
+                return _laid_out(next(contents, leaf), leaf, op._schema.is_mutable)
             return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
         with _no_dispatch():
@@ -148,6 +145,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         lost = Value([Axis(size) for size in base.shape], base.dtype)
         self.trace.nodes.append(Node(node.op, node.arguments, node.path, node.whole, [lost], [Opaque(reason)]))
         self.track(base, lost)
+
+
+def _laid_out(content: Any, like: Tensor, is_written: bool) -> Tensor:
+    """A content in the layout that its tensor has in the pass: whether a view can be taken depends on it."""
+    if like.numel() and 0 not in like.stride() and content.stride() != like.stride():
+        return torch.empty_strided(like.shape, like.stride(), dtype=content.dtype).copy_(content)
+    return content.clone() if is_written else content  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=1)
@@ -330,39 +334,9 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
         _swap(module, stand_ins)
         with tracer:
             result = call(module, *args, **kwargs)
-    tracer.trace.outputs = [tracer.value_of(leaf) for leaf in output_tensors(result)]
+    tracer.trace.outputs = {name: tracer.value_of(leaf) for name, leaf in named_outputs(result).items()}
+    tracer.trace.carried = find_carried(result, module)
     return tracer.trace
-
-
-def output_tensors(result: Any) -> list[Tensor]:
-    """The tensors that a forward returns, in containers, distributions, dataclasses and other objects of any depth.
-
-    >>> from types import SimpleNamespace
-    >>> [list(tensor.shape) for tensor in output_tensors([torch.ones(2), SimpleNamespace(y={"z": torch.ones(3)})])]
-    [[2], [3]]
-    """
-    return [leaf for leaf in tree_leaves(_plain(result, ())) if isinstance(leaf, Tensor)]
-
-
-def _plain(result: Any, around: tuple[Any, ...]) -> Any:
-    """Objects (dataclasses, as Hugging Face returns, namespaces, distributions) as dicts of what they hold."""
-    if isinstance(result, Mapping):
-        return {key: _plain(item, around) for key, item in result.items()}
-    if isinstance(result, (tuple, list)):
-        return [_plain(item, around) for item in result]
-    if isinstance(result, _NO_OUTPUTS) or any(result is item for item in around):
-        return result
-    held = getattr(result, "__dict__", {})
-    if hasattr(result, "__dataclass_fields__"):
-        held = {key: getattr(result, key) for key in result.__dataclass_fields__}
-    elif isinstance(result, torch.distributions.Distribution):
-        own = result.arg_constraints  # given arguments; what they are made of, where there are none (Independent)
-        held = {key: item for key, item in held.items() if key in own or isinstance(item, _PARTS)}
-    return {key: _plain(item, (*around, result)) for key, item in held.items()} if held else result
-
-
-_NO_OUTPUTS = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)
-_PARTS = (torch.distributions.Distribution, list)
 
 
 def _register(module: nn.Module, tracer: _Tracer, device: str | None) -> dict[int, Tensor]:

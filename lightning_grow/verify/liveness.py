@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
-from lightning_grow.trace.tracer import Forward, call_arguments, output_tensors
+from lightning_grow.trace.outputs import Forward, named_outputs
+from lightning_grow.trace.tracer import call_arguments
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def measure_liveness(
         for _ in range(steps):
             torch.manual_seed(seed)
             optimizer.zero_grad()
-            outputs = [leaf for leaf in output_tensors(call(trial, *args, **kwargs)) if leaf.requires_grad]
+            outputs = [leaf for leaf in named_outputs(call(trial, *args, **kwargs)).values() if leaf.requires_grad]
             sum((leaf * torch.randn_like(leaf)).sum().real for leaf in outputs).backward()  # type: ignore[union-attr]
             for name, parameter in trial.named_parameters():
                 if parameter.grad is not None:

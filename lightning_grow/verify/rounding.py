@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_grow.trace.tracer import Forward
+from lightning_grow.trace.outputs import Forward
 from lightning_grow.verify.run import outputs
 
 _CASTS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

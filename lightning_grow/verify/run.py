@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_grow.trace.tracer import Forward, call_arguments, evaluating, output_tensors
+from lightning_grow.trace.outputs import Forward, named_outputs
+from lightning_grow.trace.tracer import call_arguments, evaluating
 from lightning_grow.trace.untouched import same_attributes, same_contents
 
 
@@ -63,7 +64,7 @@ def outputs(
         else:
             wrapper = _Call(module, call)
             result = torch.func.functional_call(wrapper, {f"module.{k}": v for k, v in state.items()}, args, kwargs)
-        return [leaf.detach() for leaf in output_tensors(result)]
+        return [leaf.detach() for leaf in named_outputs(result).values()]
 
 
 def _leaf(item: Any) -> Any:

@@ -255,7 +255,7 @@ def test_axes_of_a_program_say_where_every_entry_came_from(program):
         return  # the structure was cut across; nothing is claimed
     came_from = module.run(torch.arange(math.prod(shape)).reshape(shape)).flatten()
     before = [sorted(unit) for unit in without_singles(units(product_of(tape.tensors["weight"].axes)))]
-    after = [sorted(unit) for unit in without_singles(units(product_of(tape.outputs[0].axes)))]
+    after = [sorted(unit) for unit in without_singles(units(product_of(next(iter(tape.outputs.values())).axes)))]
     copies = {atom for unit in after for atom, _ in unit} - {atom for unit in before for atom, _ in unit}
     after = [[item for item in unit if item[0] not in copies] for unit in after]  # which copy of a stack it is
     assert after == [before[index] for index in came_from.tolist()]

@@ -226,7 +226,7 @@ def test_tied_parameters_are_one_value():
 def test_outputs_in_containers_are_found():
     call = lambda part, x: {"a": part(x), "b": [x, None], "c": torch.distributions.Normal(x, 1.0, validate_args=False)}  # noqa: E731
     tape = trace(stack(4).double(), features(), call)
-    assert [[axis.size for axis in value.axes] for value in tape.outputs] == [[5, 3], [5, 6], [5, 6], [5, 6]]
+    assert [[axis.size for axis in value.axes] for value in tape.outputs.values()] == [[5, 3], [5, 6], [5, 6], [5, 6]]
 
 
 @dataclass
@@ -260,7 +260,9 @@ HIDDEN = {
 def test_outputs_in_objects_are_found_and_compared(hide):
     forward = lambda part, x: hide(part(x))  # noqa: E731
     source, target = stack(4).double(), stack(6).double()
-    assert [5, 3] in [[axis.size for axis in value.axes] for value in trace(source, features(), forward).outputs]
+    assert [5, 3] in [
+        [axis.size for axis in value.axes] for value in trace(source, features(), forward).outputs.values()
+    ]
     report = grow(source, target, strategy="random", example_inputs=features(), forward=forward)
     old, new = (module(*features()).detach() for module in (source, target))
     assert report.max_output_error == pytest.approx(float((new - old).abs().max() / old.abs().max()))
@@ -283,4 +285,40 @@ def test_a_forward_may_return_a_distribution():
         return torch.distributions.Categorical(logits=part(x), validate_args=True)
 
     tape = trace(stack(4), (torch.ones(5, 6),), checked)
-    assert [[axis.size for axis in value.axes] for value in tape.outputs] == [[5, 3]]
+    assert [[axis.size for axis in value.axes] for value in tape.outputs.values()] == [[5, 3]]
+
+
+class Made(nn.Module):
+    """A forward that makes constants where its input is: their content is not on the meta device."""
+
+    def __init__(self, width, make):
+        super().__init__()
+        self.into, self.out, self.make = nn.Linear(6, width), nn.Linear(width, 3), make
+
+    def forward(self, x):
+        return self.out(self.make(x, self.into(x).tanh()))
+
+
+MADE = {
+    "a number on the input's device": lambda x, h: h * torch.tensor(0.5, device=x.device),
+    "a mask from a list": lambda x, h: torch.where(torch.tensor([[True]] * len(x), device=x.device), h, -h),
+    "a list as an index": lambda x, h: h[[3, 1, 0, 2, 4]],
+    "an empty cache": lambda x, h: torch.cat([torch.tensor([], dtype=h.dtype, device=h.device), h], 0),
+    "a permuted table": lambda x, h: (
+        h * torch.arange(10.0, dtype=h.dtype).view(2, 5).t().contiguous().view(5, 2)[:, :1]
+    ),
+    "a permuted table, flat": lambda x, h: h * torch.ones(2, 5, 1).permute(1, 0, 2).contiguous().view(10)[:5, None],
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_contents_that_a_forward_makes_are_seen(make):
+    source, target = Made(4, make).double(), Made(7, make).double()
+    assert grow(source, target, example_inputs=features()).max_output_error < 1e-14  # a few roundings of float64
+    torch.testing.assert_close(target(*features()), source(*features()))
+
+
+def test_another_content_is_another_function():
+    one, other = ((lambda x, h, number=number: h + torch.tensor(number, device=x.device)) for number in (0.5, 0.25))
+    with pytest.raises(RefusedGrowth, match=r"aten\.add\.Tensor"):
+        grow(Made(4, one), Made(7, other), example_inputs=(features()[0].float(),), verify=False)

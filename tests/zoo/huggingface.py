@@ -1,4 +1,4 @@
-"""Hugging Face models built from tiny configurations, no weights and no network needed."""
+"""Hugging Face models built from tiny configurations, as they come: with their caches, without a padding token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 transformers.logging.set_verbosity_error()
-TOKENS = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TOKENS = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
 TEXT = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
 DECODER = TOKENS | TEXT | {"hidden_size": 16, "intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 4}
 
@@ -47,7 +47,6 @@ class Model:
     config: str
     sizes: dict[str, Any]
     inputs: Callable[[], dict[str, Tensor]] = ids
-    cache: bool = True
 
     def build(self, **changed: Any) -> nn.Module:
         sizes = self.sizes | changed
@@ -72,18 +71,16 @@ MODELS = {
     "Mistral": Model("MistralForCausalLM", "MistralConfig", DECODER | {"sliding_window": 4}),
     "Qwen3": Model("Qwen3ForCausalLM", "Qwen3Config", DECODER),
     "Gemma": Model("GemmaForCausalLM", "GemmaConfig", DECODER | {"num_key_value_heads": 1}),
-    "BERT": Model("BertModel", "BertConfig", TOKENS | TEXT | {"hidden_size": 16, "intermediate_size": 32}, cache=False),
+    "BERT": Model("BertModel", "BertConfig", TOKENS | TEXT | {"hidden_size": 16, "intermediate_size": 32}),
     "DistilBERT": Model(
         "DistilBertModel",
         "DistilBertConfig",
         TOKENS | {"dim": 16, "n_heads": 4, "hidden_dim": 32, "n_layers": 2, "max_position_embeddings": 32},
-        cache=False,
     ),
     "ALBERT": Model(
         "AlbertModel",
         "AlbertConfig",
         TOKENS | TEXT | {"embedding_size": 8, "hidden_size": 16, "intermediate_size": 32},
-        cache=False,
     ),
     "T5": Model(
         "T5ForConditionalGeneration",
@@ -111,7 +108,7 @@ MODELS = {
         TOKENS
         | {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4}
         | {"decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_mel_bins": 8}
-        | {"max_source_positions": 10, "max_target_positions": 20, "decoder_start_token_id": 1},
+        | {"max_source_positions": 10, "max_target_positions": 20, "decoder_start_token_id": 1, "pad_token_id": 0},
         spectrum,
     ),
     "ViT": Model(
@@ -120,21 +117,18 @@ MODELS = {
         {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32}
         | {"num_hidden_layers": 2, "num_labels": 3},
         pixels,
-        cache=False,
     ),
     "ConvNeXt": Model(
         "ConvNextForImageClassification",
         "ConvNextConfig",
         {"image_size": 32, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_labels": 3},
         partial(pixels, 32),
-        cache=False,
     ),
     "Swin": Model(
         "SwinModel",
         "SwinConfig",
         {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
         pixels,
-        cache=False,
     ),
 }
 
@@ -169,7 +163,7 @@ GROWTHS = [
     ("ALBERT", "inner width of a shared layer", Growth({"intermediate_size": 48})),
     ("ALBERT", "factorised embedding", Growth({"embedding_size": 16})),
     ("T5", "heads, inner width", Growth({"num_heads": 6, "d_ff": 48})),
-    ("T5", "width x1.5", Growth({"d_model": 24})),
+    ("T5", "width x1.5", Growth({"d_model": 24}, outputs=True)),
     ("T5", "head size", Growth({"d_kv": 6})),
     ("OPT", "inner width", Growth({"ffn_dim": 48})),
     ("OPT", "width x1.5, heads", Growth({"hidden_size": 24, "num_attention_heads": 6, "word_embed_proj_dim": 24})),
@@ -201,17 +195,6 @@ GROWTHS = [
 ]
 
 
-def run(model: Model) -> Callable[..., Tensor]:
-    """The forward to compare: logits, or the last hidden states."""
-    options = {"use_cache": False} if model.cache else {}
-
-    def forward(module: nn.Module, **inputs: Tensor) -> Tensor:
-        outputs = module(**inputs, **options)
-        return outputs.logits if "logits" in outputs else outputs.last_hidden_state
-
-    return forward
-
-
 def make(name: str, growth: Growth) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """A trained-looking source, a fresh target, and the arguments of `grow`."""
     model = MODELS[name]
@@ -222,5 +205,5 @@ def make(name: str, growth: Growth) -> tuple[nn.Module, nn.Module, dict[str, Any
         for parameter in source.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(noise * (0.3 if parameter.dim() == 1 else 0.15))
-    options = {"example_inputs": model.inputs(), "forward": run(model), "allow_output_growth": growth.outputs}
+    options = {"example_inputs": model.inputs(), "allow_output_growth": growth.outputs}
     return source, target, options
