@@ -2,11 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -15,17 +14,22 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import grow_state, move_state
+from lightning_grow.comparison import describing, find_differing, is_another, is_bigger, own_fingerprint, renames_inputs
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
-from lightning_grow.files.hparams import compare_hparams, find_hparams, name_differences
+from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.rebuild import Source, rebuild_source
-from lightning_grow.files.record import checkpoint_hparams, find_record, record_architecture, restore_attributes
-from lightning_grow.grow import Transfer, make_growth_plan, make_transfer
+from lightning_grow.files.record import (
+    find_record,
+    read_ours,
+    record_architecture,
+    restore_attributes,
+)
+from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
-from lightning_grow.plan.growth_plan import refuse
 from lightning_grow.report import TransferReport
-from lightning_grow.trace.names import align_names, find_tensors, strip_compiled
+from lightning_grow.trace.names import align_names, strip_compiled
 from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.training_state.optimizers import carry_optimizers
 from lightning_grow.training_state.warmup import end_warmup, from_runs
@@ -107,15 +111,14 @@ def convert_checkpoint(
         )
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     _gather_optimizers(checkpoint)
-    growth = grow_checkpoint(checkpoint, target, checked, path=path, source=source, even_if_equal=True)
-    assert growth is not None  # even_if_equal
+    growth = _grow(checkpoint, target, checked, path, source)
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
     checkpoint.pop("hparams_type", None)
-    record_architecture(checkpoint, target, optimizers)
+    record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
     write_checkpoint(checkpoint, out)
     return growth.transfer.report
 
@@ -127,7 +130,6 @@ def grow_checkpoint(
     *,
     path: str | Path = "the checkpoint",
     source: Source | None = None,
-    even_if_equal: bool = False,
 ) -> Growth | None:
     """Give a checkpoint in memory the target's weights, grown from its own; the target is not changed.
 
@@ -137,7 +139,6 @@ def grow_checkpoint(
         options: How to grow.
         path: Named in errors.
         source: A callable ``hparams -> nn.Module``; the target's class when None.
-        even_if_equal: Transfer even when there is nothing to grow.
 
     Returns:
         None when nothing differs; the checkpoint is then as it was.
@@ -146,18 +147,25 @@ def grow_checkpoint(
         CheckpointError: The weights are not finite.
         RefusedGrowth: The growth cannot be done.
     """
+    state = align_names(checkpoint["state_dict"], target.state_dict())
+    moves = is_bigger(state, target) or renames_inputs(checkpoint, target)
+    if moves or is_another(checkpoint, target, state, source, options):
+        return _grow(checkpoint, target, options, path, source)
+    if state.keys() != checkpoint["state_dict"].keys():
+        checkpoint["state_dict"] = state
+    return None
+
+
+def _grow(
+    checkpoint: dict[str, Any], target: nn.Module, options: Options, path: str | Path, source: Source | None
+) -> Growth:
+    """Grow a checkpoint in memory, whether or not anything differs."""
     own = target.state_dict()
     state = align_names(checkpoint["state_dict"], own)
-    differing = compare_hparams(checkpoint_hparams(checkpoint), find_hparams(target))
-    moves = even_if_equal or is_bigger(state, target) or _renames_inputs(checkpoint, target)
-    if not (moves or (differing and _moves_inputs(checkpoint, target, state, source, differing, options))):
-        if state.keys() != checkpoint["state_dict"].keys():
-            checkpoint["state_dict"] = state
-        return None
     module = rebuild_source(target, checkpoint, state, source)
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
-    with untouched_rng(), _describing(checkpoint, target, differing):
+    with untouched_rng(), describing(checkpoint, target):
         result = make_transfer(module, target, options)
     _warn_of_unknown_names(checkpoint, module, target)
     copies = _grow_copies(checkpoint, result, own, options.seed)
@@ -169,11 +177,12 @@ def grow_checkpoint(
         checkpoint["state_dict"] = {**result.state_dict, **extra}
     for holder, key, grown in copies:
         holder[key] = grown
-    record = dict(checkpoint.get(KEY, {}))
+    record = read_ours(checkpoint)
+    record.pop("tape", None)
     warming = record.pop("pending", {}).get("new_entries", {})
     end_warmup(checkpoint, warming)
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
-    return Growth(result, differing, warming)
+    return Growth(result, find_differing(checkpoint, target), warming)
 
 
 @contextmanager
@@ -186,44 +195,6 @@ def growing_outside(checkpoint: dict[str, Any]) -> Iterator[None]:
         del checkpoint[MARK]
 
 
-def is_bigger(state: Mapping[str, Any], target: nn.Module) -> bool:
-    """Whether names or shapes differ; under `strict_loading=False` a name on one side only is the user's choice."""
-    own = target.state_dict()
-    source_shapes = {name: tensor.shape for name, tensor in find_tensors(align_names(state, own)).items()}
-    target_shapes = {name: tensor.shape for name, tensor in find_tensors(own).items()}
-    if getattr(target, "strict_loading", True):
-        return source_shapes != target_shapes
-    return any(source_shapes[name] != target_shapes[name] for name in source_shapes.keys() & target_shapes.keys())
-
-
-def _renames_inputs(checkpoint: Mapping[str, Any], target: nn.Module) -> bool:
-    """Whether the checkpoint records other input names than the target's, or the same ones in another order."""
-    saved, own = find_record(checkpoint).get("input_names"), find_input_names(target)
-    return bool(saved and own and saved != own)
-
-
-def _moves_inputs(
-    checkpoint: Mapping[str, Any],
-    target: nn.Module,
-    state: Mapping[str, Any],
-    source: Source | None,
-    differing: Mapping[str, tuple[Any, Any]],
-    options: Options,
-) -> bool:
-    """Equal shapes can hide inputs that stand elsewhere, or another computation (an activation), which is refused.
-
-    What cannot be compared is a plain resume.
-    """
-    with untouched_rng():
-        try:
-            plan = make_growth_plan(rebuild_source(target, checkpoint, state, source), target, options)
-        except Exception:  # whatever a foreign __init__ or forward raises: a plain resume must not fail for it
-            return False
-    with _describing(checkpoint, target, differing):
-        refuse(plan)
-    return plan.moves
-
-
 def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, target: nn.Module) -> None:
     names, saved = find_input_names(target), find_record(checkpoint).get("input_names")
     if names and not saved and find_input_names(source) in (None, names):
@@ -233,25 +204,6 @@ def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, tar
             "another input.",
             stacklevel=2,
         )
-
-
-@contextmanager
-def _describing(
-    checkpoint: Mapping[str, Any], target: nn.Module, differing: Mapping[str, tuple[Any, Any]]
-) -> Iterator[None]:
-    """Add to a refusal which hyperparameters differ, and to a refused input size how it comes about."""
-    try:
-        yield
-    except RefusedGrowth as error:
-        describe: Callable[[dict[str, Any]], str] = getattr(target, "describe_inputs", lambda hparams: "")
-        had, has = (describe(hparams) for hparams in (checkpoint_hparams(checkpoint), find_hparams(target)))
-        first = next((number for number, reason in enumerate(error.refused) if re.search(r"\binputs?\b", reason)), None)
-        refused = list(error.refused)
-        if had != has and first is not None:
-            refused[first] += f" In the checkpoint: {had.rstrip('.')}. In the config: {has.rstrip('.')}."
-        lines = [shorten(line, 120, placeholder=" ...") for line in name_differences(differing)]
-        refused[-1] += "".join(f"\n{line}" for line in ["Hyperparameters that differ:", *lines] if lines)
-        raise RefusedGrowth(refused) from error
 
 
 def _grow_copies(

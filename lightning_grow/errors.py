@@ -28,3 +28,18 @@ class WrongSetting(GrowError, ValueError):
 
 class UnknownStrategy(GrowError, LookupError):
     """No strategy is registered under that name."""
+
+
+class BrokenInvariant(GrowError, AssertionError):
+    """What the library takes for certain does not hold: a fault of its own, found before anything was changed.
+
+    Args:
+        where: What was being done, and to what.
+        found: What does not hold.
+    """
+
+    def __init__(self, where: str, found: str) -> None:
+        super().__init__(
+            f"{where}: {found}. This is a fault of lightning_grow; nothing was changed. Report it with this message, "
+            "both modules' code and the versions of torch and lightning_grow."
+        )

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import empty_state, report_tensor, write_state
 from lightning_grow.apply.new_outputs import start_new_outputs
-from lightning_grow.errors import RefusedGrowth
+from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.copies import stand_ins, substitute
 from lightning_grow.pair.examples import find_examples
@@ -60,7 +60,14 @@ class _Request:
 
     def plan(self) -> GrowthPlan:
         """Work out the growth."""
-        return make_plan(self.source, self.target, *self.inputs, self.options)
+        inputs = self.inputs
+        try:
+            return make_plan(self.source, self.target, *inputs, self.options)
+        except GrowError:
+            raise
+        except Exception as error:  # no foreign code runs here but rules and strategies
+            where = f"planning the growth of a {type(self.source).__name__} to a {type(self.target).__name__}"
+            raise BrokenInvariant(where, f"{type(error).__name__}: {error}") from error
 
 
 def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> GrowthPlan:

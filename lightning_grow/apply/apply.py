@@ -10,7 +10,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-from lightning_grow.errors import RefusedGrowth
+from lightning_grow.errors import BrokenInvariant, RefusedGrowth
 from lightning_grow.pair.maps import AxisMap
 from lightning_grow.plan.cells import Kind
 from lightning_grow.plan.growth_plan import GrowthPlan
@@ -71,6 +71,8 @@ def _check(item: TensorPlan, source: Tensor | None, grown: Tensor) -> None:
     """Refuse tensors that the plan was not made for, before any is written."""
     there = None if source is None else tuple(source.shape)
     mapped = None if source is None else tuple(axis.old for axis in item.maps)
+    if source is None and any(cell.kind in (Kind.KEPT, Kind.MEAN) for _, cell in item.blocks()):
+        raise BrokenInvariant(f"writing '{item.name}'", "the plan takes entries of a source that it does not have")
     if there == item.source_shape == mapped and tuple(grown.shape) == item.target_shape:
         return
     raise RefusedGrowth(
@@ -113,13 +115,13 @@ def _write_tensor(
     fresh = out if initial.data_ptr() != out.data_ptr() else None  # None: the initial values are already there
     for index, cell in item.blocks():
         at = item.at(index)
-        if cell.kind is Kind.KEPT:
+        if cell.kind is Kind.KEPT and source is not None:
             _write_kept(item, source, index, cell.factor, out, at)
             if cell.offset and cell.factor != 1.0:
                 _put(out, at, _take(out, at) + (cell.factor - 1.0) * cell.offset)
         elif cell.kind is Kind.ZERO:
             _put(out, at, torch.zeros((), dtype=out.dtype, device=out.device))
-        elif cell.kind is Kind.MEAN:
+        elif cell.kind is Kind.MEAN and source is not None:
             _put(out, at, _mean(item, source, index, cell.factor, cell.mean_dim))
         elif cell.kind is Kind.IDENTITY:
             _put(out, at, _identity(item, index))
@@ -161,10 +163,9 @@ def _column(values: Tensor, dim: int, rank: int) -> Tensor:
 
 
 def _write_kept(
-    item: TensorPlan, source: Tensor | None, index: tuple[int, ...], factor: float, out: Tensor, at: Slices
+    item: TensorPlan, source: Tensor, index: tuple[int, ...], factor: float, out: Tensor, at: Slices
 ) -> None:
     """Copy the source's entries of a block, in consecutive pieces where there are few, and rescale them in place."""
-    assert source is not None  # a kept cell has a source
     runs = [_runs(axis, slot) for axis, slot in zip(item.maps, index, strict=True)]
     if any(axis.interpolates for axis in item.maps) or math.prod(map(len, runs)) > MOST_RUNS:
         _put(out, at, _gather(item, source, index, factor))
@@ -221,9 +222,8 @@ def _gather(item: TensorPlan, source: Tensor, index: tuple[int, ...], factor: fl
     return entries if factor == 1.0 else entries * factor
 
 
-def _mean(item: TensorPlan, source: Tensor | None, index: tuple[int, ...], factor: float, dim: int) -> Tensor:
+def _mean(item: TensorPlan, source: Tensor, index: tuple[int, ...], factor: float, dim: int) -> Tensor:
     """The mean over the source's units of one dimension, the same for every new unit."""
-    assert source is not None  # a mean has a source
     beside = tuple(0 if number == dim else slot for number, slot in enumerate(index))
     shape = [
         1 if number == dim else int((axis.slot == slot).sum())

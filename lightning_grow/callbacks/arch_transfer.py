@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from torch import nn
 from torch.nn import Parameter
 from typing_extensions import Unpack
 
+from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
 from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
-from lightning_grow.convert import Growth, grow_checkpoint, growing_outside, is_bigger
+from lightning_grow.comparison import is_bigger, own_fingerprint
+from lightning_grow.convert import Growth, grow_checkpoint, growing_outside
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
-from lightning_grow.files.record import find_param_names, record_architecture, restore_attributes
+from lightning_grow.files.record import find_param_names, read_ours, record_architecture, restore_attributes
 from lightning_grow.files.sharded import check_sharded
 from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
 from lightning_grow.strategies import Strategy
@@ -131,6 +134,7 @@ class ArchTransfer(Callback):
         self._path: str | Path = UNREAD
         self._checkpoint: dict[str, Any] | None = None  # from the load until the optimizers are there
         self._growth: Growth | None = None  # likewise
+        self._tape: str | None = None  # of what the module computes, once it is known
         self._warmup = Warmup(0)
         self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
 
@@ -171,7 +175,9 @@ class ArchTransfer(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record the architecture, and which entries are new while that still matters: plain types under our key."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        record_architecture(checkpoint, pl_module, trainer.optimizers, schedulers)
+        if self._tape is None and not trainer.strategy.restore_checkpoint_after_setup:
+            self._tape = own_fingerprint(pl_module, self.options)
+        record_architecture(checkpoint, pl_module, trainer.optimizers, schedulers, self._tape)
         warming = {
             name
             for index, optimizer in enumerate(trainer.optimizers)
@@ -234,7 +240,7 @@ class ArchTransfer(Callback):
         if example is not None:
             pl_module.example_input_array = example
         restore_attributes(pl_module, checkpoint)
-        self._new_entries = checkpoint.get(KEY, {}).get("pending", {}).get("new_entries", {})
+        self._new_entries = read_ours(checkpoint).get("pending", {}).get("new_entries", {})
         self._checkpoint, self._growth = (checkpoint, growth) if fitting else (None, None)
         if growth is None:
             warn_of_cli(trainer)
@@ -266,8 +272,12 @@ class ArchTransfer(Callback):
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
     def _find_options(self, trainer: Trainer) -> Options:
-        """The options, with the example inputs as the module gets its batches."""
-        return replace(self.options, example_inputs=trainer.precision_plugin.convert_input(self.options.example_inputs))
+        """The options, with the example inputs as the module gets its batches: out of the first if none are given."""
+        given = self.options.example_inputs
+        if given is not None:
+            return replace(self.options, example_inputs=trainer.precision_plugin.convert_input(given))
+        first = partial(first_inputs, trainer, trainer.lightning_module, self.options.forward)
+        return replace(self.options, example_inputs=first)
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
         parameters = _parameters(pl_module)

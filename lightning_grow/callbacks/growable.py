@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning_grow.convert import MARK, grow_checkpoint, is_bigger
+from lightning_grow.comparison import is_bigger
+from lightning_grow.convert import MARK, grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import to_plain
 from lightning_grow.files.rebuild import Source

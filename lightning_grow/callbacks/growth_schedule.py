@@ -203,6 +203,7 @@ class GrowthSchedule(ArchTransfer):
             growth = grow_checkpoint(checkpoint, target, options, path=f"stage {own}", source=self.source)
         if growth is None:
             return
+        self._tape = None
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
             trainable, warmup = Trainable.of(pl_module, trainer.optimizers), self._warmup
             with self._keeping_function(modules, target, growth.transfer) as suspects:

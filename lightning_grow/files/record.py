@@ -6,16 +6,38 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_grow.errors import CheckpointError
 from lightning_grow.files.checkpoint import KEY
 from lightning_grow.files.hparams import find_hparams, is_plain, to_plain
 from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.trace.names import find_tensors, strip_compiled
 
 ATTRIBUTES = "_lightning_grow_attributes"
+VERSION = 1
+"""Of what is written under our key; a reader of a later one must not guess."""
+
+
+def read_ours(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What the library wrote under its key; empty where it was not there at save time.
+
+    Raises:
+        CheckpointError: A later version of the library wrote it.
+    """
+    ours = dict(checkpoint.get(KEY) or {})
+    if (version := ours.get("version", VERSION)) > VERSION:
+        raise CheckpointError(
+            f"the checkpoint was written by a later lightning_grow: its record has version {version}, and this one "
+            f"reads up to {VERSION}. Update lightning_grow (pip install -U lightning-grow) to resume or grow it."
+        )
+    return ours
 
 
 def record_architecture(
-    checkpoint: dict[str, Any], module: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()
+    checkpoint: dict[str, Any],
+    module: nn.Module,
+    optimizers: Iterable[Optimizer] = (),
+    schedulers: Iterable[Any] = (),
+    tape: str | None = None,
 ) -> None:
     """Write under our key what a later, bigger resume must know: plain types only.
 
@@ -24,6 +46,7 @@ def record_architecture(
         module: The module it belongs to.
         optimizers: Its optimizers; the names of their parameters are recorded group by group.
         schedulers: Its learning-rate schedulers; what they are is recorded.
+        tape: The fingerprint of what it computes, where that is known.
     """
     optimizers = list(optimizers)
     record = {
@@ -35,7 +58,7 @@ def record_architecture(
         "schedulers": list(map(scheduler_kind, schedulers)),
         "input_names": find_input_names(module),
     }
-    ours = {"version": 1, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {})}
+    ours = {"version": VERSION, "architecture": record, "attributes": getattr(module, ATTRIBUTES, {}), "tape": tape}
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **{key: value for key, value in ours.items() if value}}
 
 
@@ -46,7 +69,7 @@ def restore_attributes(module: nn.Module, checkpoint: Mapping[str, Any]) -> None
         module: Changed in place, and remembers them for its next checkpoint.
         checkpoint: Keeps them under our key, by dotted name.
     """
-    attributes = dict(checkpoint.get(KEY, {}).get("attributes") or {})
+    attributes = dict(read_ours(checkpoint).get("attributes") or {})
     for name, value in attributes.items():
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, value)
@@ -56,7 +79,7 @@ def restore_attributes(module: nn.Module, checkpoint: Mapping[str, Any]) -> None
 
 def find_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture recorded under our key; empty where the library was not there at save time."""
-    return dict(checkpoint.get(KEY, {}).get("architecture", {}))
+    return dict(read_ours(checkpoint).get("architecture", {}))
 
 
 def find_param_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:

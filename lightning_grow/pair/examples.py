@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tracer import call_arguments, trace
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: Forward | None) -> tuple[Any, Any]:
     """Find the arguments for each module, both in one form.
@@ -21,7 +23,8 @@ def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: For
     Args:
         source: Gets what the target gets if it takes that; else its own `example_input_array`, with as many samples.
         target: Gets what is given; its own `example_input_array` when None.
-        given: A tuple of positional arguments, or a dict of keyword arguments.
+        given: A tuple of positional arguments, a dict of keyword arguments, or a callable that returns these for a
+            target without its own.
         forward: A callable `(module, *inputs)` instead of the modules' own forward.
 
     Returns:
@@ -31,6 +34,8 @@ def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: For
         RefusedGrowth: There are none.
     """
     own_source, own_target = (getattr(item, "example_input_array", None) for item in (source, target))
+    if callable(given):
+        given = given() if own_target is None else None
     if given is None and own_target is None:
         raise RefusedGrowth(
             f"no example inputs: expected example_inputs= (the arguments of {type(target).__name__}.forward, a tuple, "
@@ -40,10 +45,15 @@ def find_examples(source: nn.Module, target: nn.Module, given: Any, forward: For
     if own_source is None:
         return theirs, theirs
     own = _in_form(own_source, theirs, source, forward)
-    if given is not None and (_samples(own) == _samples(theirs) or _takes(source, theirs, forward)):
+    if given is not None and (_samples(own) == _samples(theirs) or runs_on(source, theirs, forward)):
         return theirs, theirs
     as_many = _as_many(own, theirs)
-    return (as_many if as_many is own or _takes(source, as_many, forward) else own), theirs
+    return (as_many if as_many is own or runs_on(source, as_many, forward) else own), theirs
+
+
+def find_own_examples(module: nn.Module, given: Any) -> Any:
+    """The arguments of one module: those given, else its own `example_input_array`; None where it has none either."""
+    return given if given is not None and not callable(given) else getattr(module, "example_input_array", None)
 
 
 def _in_order(inputs: Any, module: nn.Module, forward: Forward | None) -> Any:
@@ -63,9 +73,28 @@ def _in_form(inputs: Any, like: Any, module: nn.Module, forward: Forward | None)
     return args or tuple(_in_order(kwargs, module, forward).values())
 
 
-def _parameters(module: nn.Module, forward: Forward | None) -> list[str]:
-    names = list(inspect.signature(module.forward if forward is None else forward).parameters)
-    return names if forward is None else names[1:]
+def _parameters(module: nn.Module, forward: Forward | None) -> dict[str, inspect.Parameter]:
+    parameters = dict(inspect.signature(module.forward if forward is None else forward).parameters)
+    if forward is not None:
+        del parameters[next(iter(parameters))]  # the module
+    return parameters
+
+
+def call_forms(batch: Any, module: nn.Module, forward: Forward | None) -> Iterator[Any]:
+    """What a forward may take of a batch, the likeliest first: what it names, as many as it needs, or all of it.
+
+    >>> list(call_forms(("x", "y"), nn.Linear(3, 4), None))
+    [('x',), (('x', 'y'),)]
+    >>> list(call_forms({"input": "x", "label": "y"}, nn.Linear(3, 4), None))
+    [{'input': 'x'}, ({'input': 'x', 'label': 'y'},)]
+    """
+    parameters = _parameters(module, forward)
+    if isinstance(batch, Mapping) and not parameters.keys().isdisjoint(batch):
+        yield {name: batch[name] for name in parameters if name in batch}
+    if isinstance(batch, (tuple, list)):
+        needed = [item for item in parameters.values() if item.default is item.empty and item.kind in _POSITIONAL]
+        yield tuple(batch[: max(len(needed), 1)])
+    yield (batch,)
 
 
 def _samples(inputs: Any) -> list[torch.Size]:
@@ -73,7 +102,8 @@ def _samples(inputs: Any) -> list[torch.Size]:
     return [leaf.shape[1:] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _takes(module: nn.Module, inputs: Any, forward: Forward | None) -> bool:
+def runs_on(module: nn.Module, inputs: Any, forward: Forward | None) -> bool:
+    """Whether a forward can be traced on these arguments."""
     try:
         trace(module, inputs, forward)
     except RefusedGrowth:

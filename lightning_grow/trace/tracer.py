@@ -132,15 +132,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             learned = constant is None and any(item.learned for item in node.tensors())
             value = Value(its_axes, tensor.dtype, constant=constant, learned=learned)
             node.outputs.append(value)
-            if node.op._schema.is_mutable and tensor._is_view() and tensor._base is not None:
-                self._forget_base(node, tensor)
+            if node.op._schema.is_mutable and tensor._base is not None:
+                self._forget_base(node, tensor._base)
             self.track(tensor, value)
         self.trace.nodes.append(node)
 
-    def _forget_base(self, node: Node, view: Tensor) -> None:
+    def _forget_base(self, node: Node, base: Tensor) -> None:
         """A write through a view changes the tensor below it: what that holds is no longer known."""
-        base = view._base
-        assert base is not None
         reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
         lost = Value([Axis(size) for size in base.shape], base.dtype)
         self.trace.nodes.append(Node(node.op, node.arguments, node.path, node.whole, [lost], [Opaque(reason)]))

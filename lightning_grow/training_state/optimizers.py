@@ -225,7 +225,7 @@ def _move_optimizer(
     for position, entry in enumerate(entries):
         try:
             if entry.saved is not None:
-                moved[position] = _move_parameter(entry, plan, weights, kind, choice)
+                moved[position] = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
         except NotMoved as reason:
             fresh.append(f"{entry.name}: {reason}")
     template = carried.optimizer_states[index]
@@ -240,12 +240,11 @@ def _move_optimizer(
 
 
 def _move_parameter(
-    entry: _Entry, plan: GrowthPlan, weights: Mapping[str, Tensor], kind: str, choice: Choice
+    entry: _Entry, saved: Any, plan: GrowthPlan, weights: Mapping[str, Tensor], kind: str, choice: Choice
 ) -> dict[str, Any]:
-    assert entry.saved is not None  # only those with a state are moved
     if choice == "transfer" and not plan.tensors[entry.name].is_one_to_one:
         raise NotMoved("its units are not one-to-one with the source's")
-    old = entry.saved.states[entry.source]
+    old = saved.states[entry.source]
     return move_moments(entry.name, old, weights[entry.name], plan, kind, entry.settings)
 
 

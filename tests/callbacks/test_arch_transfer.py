@@ -218,7 +218,7 @@ def test_a_finished_warmup_leaves_no_trace_in_the_checkpoint(tmp_path):
     fit(Stack([16]), tmp_path, callback, ckpt_path=path, max_epochs=3).save_checkpoint(tmp_path / "big.ckpt")
     checkpoint = read(tmp_path / "big.ckpt")
     assert checkpoint["callbacks"] == {}
-    assert checkpoint["lightning_grow"].keys() == {"version", "architecture"}
+    assert checkpoint["lightning_grow"].keys() == {"version", "architecture", "tape"}
 
 
 def test_growing_again_in_the_warmup_starts_a_new_one(tmp_path):
