@@ -36,8 +36,8 @@ class GrowthOptions(OptionsBesideStrategy, total=False):
     Args:
         strategy: What new units start as: a name of `list_strategies`, or a `Strategy`; "preserve" by default.
         example_inputs: What the modules are traced and compared on: the positional arguments of `forward` (a tuple or
-            a list) or its keyword arguments (a dict). Each module's own `example_input_array` when None, the default; in a
-            Trainer, without that, what forward takes of the first batch.
+            a list) or its keyword arguments (a dict). Each module's own `example_input_array` when None, the default;
+            in a Trainer, without that, what forward takes of the first batch.
         forward: A callable `(module, *inputs)` to trace and compare; the module's own forward when None, the default.
         rename: Target prefix -> source prefix, for tensors whose names differ (`{"body": "net"}`: what is now `body`
             was `net`). Names are matched in order where it says nothing, as by default.
