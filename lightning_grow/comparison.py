@@ -24,7 +24,7 @@ from lightning_grow.trace.tracer import trace
 from lightning_grow.trace.untouched import untouched_rng
 
 
-def is_bigger(state: Mapping[str, Any], target: nn.Module) -> bool:
+def shapes_differ(state: Mapping[str, Any], target: nn.Module) -> bool:
     """Whether names or shapes differ; under `strict_loading=False` a name on one side only is the user's choice."""
     own = target.state_dict()
     source_shapes = {name: tensor.shape for name, tensor in find_tensors(align_names(state, own)).items()}

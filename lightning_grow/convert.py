@@ -14,7 +14,14 @@ from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import grow_state, move_state
-from lightning_grow.comparison import describing, find_differing, is_another, is_bigger, own_fingerprint, renames_inputs
+from lightning_grow.comparison import (
+    describing,
+    find_differing,
+    is_another,
+    own_fingerprint,
+    renames_inputs,
+    shapes_differ,
+)
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
 from lightning_grow.files.hparams import find_hparams
@@ -34,7 +41,7 @@ from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.training_state.optimizers import carry_optimizers
 from lightning_grow.training_state.warmup import end_warmup, from_runs
 
-MARK = "lightning_grow_is_handled"
+GROWN_OUTSIDE = "lightning_grow_is_handled"
 """In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
 
 
@@ -148,7 +155,7 @@ def grow_checkpoint(
         RefusedGrowth: The growth cannot be done.
     """
     state = align_names(checkpoint["state_dict"], target.state_dict())
-    moves = is_bigger(state, target) or renames_inputs(checkpoint, target)
+    moves = shapes_differ(state, target) or renames_inputs(checkpoint, target)
     if moves or is_another(checkpoint, target, state, source, options):
         return _grow(checkpoint, target, options, path, source)
     if state.keys() != checkpoint["state_dict"].keys():
@@ -188,11 +195,11 @@ def _grow(
 @contextmanager
 def growing_outside(checkpoint: dict[str, Any]) -> Iterator[None]:
     """Mark a checkpoint in memory, so that GrowableMixin's own hook leaves the growing to the caller."""
-    checkpoint[MARK] = True
+    checkpoint[GROWN_OUTSIDE] = True
     try:
         yield
     finally:
-        del checkpoint[MARK]
+        del checkpoint[GROWN_OUTSIDE]
 
 
 def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, target: nn.Module) -> None:

@@ -16,7 +16,7 @@ from lightning_grow.apply.apply import empty_state, report_tensor, write_state
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
 from lightning_grow.options import GrowthOptions, Options, check_options
-from lightning_grow.pair.copies import stand_ins, substitute
+from lightning_grow.pair.copies import substitute, substitutions
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
@@ -27,7 +27,7 @@ from lightning_grow.trace.tracer import named_tensors
 from lightning_grow.verify.compare import compare, worst
 from lightning_grow.verify.liveness import count_dead_and_twins
 from lightning_grow.verify.rounding import Moved
-from lightning_grow.verify.run import changed_attributes, outputs, set_attributes, shared_inputs
+from lightning_grow.verify.run import outputs, set_attributes, shared_inputs, with_attributes
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +229,8 @@ def _materialised(target: nn.Module, seed: int) -> nn.Module:
 
 def _measure(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> tuple[float, float]:
     """The output error and the limit for it."""
-    with changed_attributes(request.target, plan.attributes):
-        copies = stand_ins({name: item.like for name, item in plan.tensors.items() if item.like is not None})
+    with with_attributes(request.target, plan.attributes):
+        copies = substitutions({name: item.like for name, item in plan.tensors.items() if item.like is not None})
         compared = [_compare(request, plan, grown, stand_in) for stand_in in ({}, *copies)]
     return worst([pair for run in compared for pair in run])
 

@@ -15,7 +15,7 @@ written out, as `(axes, Along((call.input,), dims))`. An `Axis` of its own is a 
 
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Along
-from lightning_grow.trace.rules import contract
+from lightning_grow.trace.rules.contractions import contract
 from lightning_grow.trace.table import Call, axis_rule, pointwise
 
 __all__ = ["Along", "Axis", "Call", "axis_rule", "contract", "pointwise"]

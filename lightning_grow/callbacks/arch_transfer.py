@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
 from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
-from lightning_grow.comparison import is_bigger, own_fingerprint
+from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
 from lightning_grow.files.hparams import name_differences
@@ -28,23 +28,23 @@ from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideS
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.optimizers import (
-    Choice,
+    OptimizerChoice,
     Schedule,
     carry_optimizers,
     check_shapes,
 )
-from lightning_grow.training_state.warmup import OWNER, Scope, Shape, Warmup, from_runs, to_runs
+from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
-UNREAD = "the checkpoint"
-STANDS_FOR = "lightning_grow_stands_for"
-"""On a function that stands in front of another: the one behind it."""
+UNNAMED = "the checkpoint"
+INTERCEPTS = "lightning_grow_intercepts"
+"""On a function that intercepts the calls of another: that one."""
 
 
 class ArchTransferOptions(GrowthOptions, total=False):
     """All keyword arguments of `ArchTransfer`, for what takes them in its place; see there."""
 
-    optimizer: Choice
+    optimizer: OptimizerChoice
     scheduler: Schedule | None
     num_warmup_steps: int | None
     warmup_start_factor: float
@@ -92,7 +92,7 @@ class ArchTransfer(Callback):
         self,
         strategy: str | Strategy = "preserve",
         *,
-        optimizer: Choice = "reset",
+        optimizer: OptimizerChoice = "reset",
         scheduler: Schedule | None = None,
         num_warmup_steps: int | None = None,
         warmup_start_factor: float = 0.1,
@@ -108,7 +108,7 @@ class ArchTransfer(Callback):
             raise ValueError(f"Expected optimizer to be 'reset', 'transfer' or 'asymmetric', but got {optimizer!r}.")
         if scheduler not in (None, "reset", "keep"):
             raise ValueError(f"Expected scheduler to be 'reset', 'keep' or None, but got {scheduler!r}.")
-        self.optimizer: Choice = optimizer
+        self.optimizer: OptimizerChoice = optimizer
         self.scheduler: Schedule = scheduler or ("reset" if optimizer == "reset" else "keep")
         steps = 0 if optimizer == "transfer" else DEFAULT_WARMUP_STEPS
         self.num_warmup_steps = steps if num_warmup_steps is None else num_warmup_steps
@@ -124,14 +124,14 @@ class ArchTransfer(Callback):
             )
         self._make_warmup()  # a wrong setting is an error here, not hours later
         self._forget()
-        self._stands: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
+        self._intercepted: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
 
     def _make_warmup(self) -> Warmup:
         fresh = self.optimizer == "asymmetric"
         return Warmup(self.num_warmup_steps, self.warmup_start_factor, self.warmup_scope, self.warmup_shape, fresh)
 
     def _forget(self) -> None:
-        self._path: str | Path = UNREAD
+        self._path: str | Path = UNNAMED
         self._checkpoint: dict[str, Any] | None = None  # from the load until the optimizers are there
         self._growth: Growth | None = None  # likewise
         self._tape: str | None = None  # of what the module computes, once it is known
@@ -139,12 +139,12 @@ class ArchTransfer(Callback):
         self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stand at the two places a checkpoint passes through before its weights load."""
+        """Intercept the two calls that a checkpoint passes through before its weights load."""
         if stage == "fit":
             self._forget()
-        self._step_aside()
-        self._stand_at(trainer.strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
-        self._stand_at(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
+        self._release()
+        self._intercept(trainer.strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
+        self._intercept(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rewrite optimizer and scheduler state, now that the optimizers exist and before they load it."""
@@ -191,7 +191,7 @@ class ArchTransfer(Callback):
     @property
     def state_key(self) -> str:
         """One for all that grow a run: whichever saved the warm-up, the other goes on with it."""
-        return OWNER
+        return STATE_KEY
 
     def state_dict(self) -> dict[str, Any]:
         """The warm-up under way; empty without one."""
@@ -204,34 +204,34 @@ class ArchTransfer(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""
-        self._step_aside()
+        self._release()
         self._warmup.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Likewise: Lightning calls no teardown after an error."""
-        self._step_aside()
+        self._release()
         self._warmup.detach()
 
-    def _stand_at(self, owner: Any, name: str, stand: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def _intercept(self, owner: Any, name: str, stand: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         # A plain function on the instance: deepcopy (EMA) shares it, where a bound method would drag the Trainer along.
         own = getattr(owner, name)
-        function = stand(getattr(own, STANDS_FOR, own))
-        self._stands.append((owner, name, vars(owner).get(name)))
+        function = stand(getattr(own, INTERCEPTS, own))
+        self._intercepted.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, function)
 
-    def _step_aside(self) -> None:
-        for owner, name, own in self._stands:
-            if own is None or hasattr(own, STANDS_FOR):
+    def _release(self) -> None:
+        for owner, name, own in self._intercepted:
+            if own is None or hasattr(own, INTERCEPTS):
                 vars(owner).pop(name, None)
             else:
                 setattr(owner, name, own)
-        self._stands = []
+        self._intercepted = []
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Grow the checkpoint in memory, between the user's own hook and the loading of the weights."""
         fitting = trainer.state.fn == "fit"
         example = getattr(pl_module, "example_input_array", None)
-        if is_bigger(checkpoint["state_dict"], pl_module):
+        if shapes_differ(checkpoint["state_dict"], pl_module):
             in_precision(trainer, pl_module)
             if fitting:
                 check_total(trainer, checkpoint)
@@ -290,7 +290,7 @@ class ArchTransfer(Callback):
 
 def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        if callback._path == UNREAD and trainer.state.fn == "fit":
+        if callback._path == UNNAMED and trainer.state.fn == "fit":
             warn_of_tuners(trainer)
         callback._path = checkpoint_path
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -302,7 +302,7 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
             load=lambda path, only: own(path, weights_only=only),
         )
 
-    setattr(load_checkpoint, STANDS_FOR, own)
+    setattr(load_checkpoint, INTERCEPTS, own)
     return load_checkpoint
 
 
@@ -313,7 +313,7 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
         if "state_dict" in checkpoint:  # a sharded strategy has loaded it by itself
             callback._grow(trainer, trainer.lightning_module, checkpoint)
 
-    setattr(on_load_checkpoint, STANDS_FOR, own)
+    setattr(on_load_checkpoint, INTERCEPTS, own)
     return on_load_checkpoint
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightning_grow.comparison import is_bigger
-from lightning_grow.convert import MARK, grow_checkpoint
+from lightning_grow.comparison import shapes_differ
+from lightning_grow.convert import GROWN_OUTSIDE, grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import to_plain
 from lightning_grow.files.rebuild import Source
@@ -71,7 +71,7 @@ class GrowableMixin:
                 with the source's shapes.
         """
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        if MARK in checkpoint or "state_dict" not in checkpoint:
+        if GROWN_OUTSIDE in checkpoint or "state_dict" not in checkpoint:
             return
         trainer = getattr(self, "_trainer", None)
         fitting = trainer is not None and trainer.state.fn == "fit"
@@ -80,7 +80,7 @@ class GrowableMixin:
             "order, and growing inside fit needs the optimizers too. Add lightning_grow.ArchTransfer() to the "
             "Trainer's callbacks."
         )
-        if fitting and is_bigger(checkpoint["state_dict"], self):  # type: ignore[arg-type]
+        if fitting and shapes_differ(checkpoint["state_dict"], self):  # type: ignore[arg-type]
             raise refusal
         own = dict(self.transfer_options() if callable(self.transfer_options) else self.transfer_options)
         source: Any = own.pop("source", None)

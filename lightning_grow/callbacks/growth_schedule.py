@@ -22,8 +22,8 @@ from lightning_grow.files.rebuild import build_module, configure
 from lightning_grow.files.record import checkpoint_hparams, restore_attributes
 from lightning_grow.grow import Transfer, compared_forward, make_growth_plan, paired_inputs
 from lightning_grow.living.become import Contested, become
-from lightning_grow.living.live import float_type, same_function
 from lightning_grow.living.rollback import all_or_nothing
+from lightning_grow.living.same_function import float_type, same_function
 from lightning_grow.living.trainable import Trainable
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.growth_plan import refuse

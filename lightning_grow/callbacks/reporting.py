@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lightning_grow.convert import Growth
-from lightning_grow.training_state.optimizers import CarriedState, Choice, Schedule, learning_rates
+from lightning_grow.training_state.optimizers import CarriedState, OptimizerChoice, Schedule, learning_rates
 from lightning_grow.training_state.warmup import Warmup
 
 
@@ -34,7 +34,7 @@ def describe_optimizers(
     trainer: Trainer,
     checkpoint: Mapping[str, Any],
     carried: CarriedState,
-    optimizer: Choice,
+    optimizer: OptimizerChoice,
     scheduler: Schedule,
     warmup: Warmup,
 ) -> str:

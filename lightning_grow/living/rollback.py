@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_grow.trace.untouched import same_attributes
+from lightning_grow.trace.untouched import untouched_attributes
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def all_or_nothing(modules: Iterable[nn.Module], others: Iterable[Any] = ()) -> 
     tensors = chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
     values = [(tensor, tensor.detach().to("cpu", copy=True)) for tensor in tensors]
     try:
-        with same_attributes(*modules, *others) as put_back:
+        with untouched_attributes(*modules, *others) as put_back:
             yield
             put_back.clear()
     except BaseException:

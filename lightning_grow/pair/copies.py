@@ -69,10 +69,10 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
     return copies
 
 
-def stand_ins(copies: Mapping[str, str]) -> list[dict[str, str]]:
+def substitutions(copies: Mapping[str, str]) -> list[dict[str, str]]:
     """Sets of copies that can run in place of what they copy, all of a set at once: original -> copy.
 
-    >>> stand_ins({"first.weight": "net.weight", "second.weight": "net.weight"})
+    >>> substitutions({"first.weight": "net.weight", "second.weight": "net.weight"})
     [{'net.weight': 'first.weight'}, {'net.weight': 'second.weight'}]
     """
     of: dict[str, list[str]] = defaultdict(list)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_grow.pair.arguments import find_difference
-from lightning_grow.pair.idle_buffers import join_idle_buffers
-from lightning_grow.pair.layouts import OtherLayout, pair_axes
+from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
-from lightning_grow.pair.names import match_names
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import VIEWS, Node, Trace, Value
-from lightning_grow.trace.tracer import named_tensors, trace
 
 Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
 
@@ -96,7 +91,7 @@ class Match:
         try:
             pairs = list(pair_axes(source, target, self._is_known))
         except OtherLayout:
-            return [(None, _other_layout(place, source, target))]
+            return [(None, say_other_layout(place, source, target))]
         return [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
 
     def _pair_atoms(self, source: Axis | None, target: Axis, place: str) -> Refusal | None:
@@ -263,91 +258,3 @@ def same_constant(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None or first.shape != second.shape:
         return first is second
     return bool(torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)))
-
-
-def match_modules(
-    source: nn.Module,
-    target: nn.Module,
-    source_inputs: Any,
-    target_inputs: Any,
-    forward: Forward | None,
-    rename: Mapping[str, str] | None,
-) -> Match:
-    """Trace two modules and match what they share by name.
-
-    Args:
-        source: The trained module.
-        target: The bigger module.
-        source_inputs: Arguments for the source's forward.
-        target_inputs: Arguments for the target's forward.
-        forward: A callable `(module, *inputs)` instead of their own forward.
-        rename: Target prefix -> source prefix.
-
-    Raises:
-        RefusedGrowth: A module cannot be traced.
-    """
-    old, new = without_other_state(trace(source, source_inputs, forward), trace(target, target_inputs, forward))
-    return match_tapes(old, new, match_names(_shapes(source), _shapes(target), rename))
-
-
-def without_other_state(source: Trace, target: Trace) -> tuple[Trace, Trace]:
-    """Leave out what a forward carries to its next call where its size is another one: a cache of more heads."""
-    carried = source.carried | target.carried
-    sizes = [{name: value.shape for name, value in tape.outputs.items()} for tape in (source, target)]
-    left_out = {name for name in carried if sizes[0].get(name) != sizes[1].get(name)}
-    kept = [{name: value for name, value in tape.outputs.items() if name not in left_out} for tape in (source, target)]
-    return replace(source, outputs=kept[0]), replace(target, outputs=kept[1])
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(item.shape) for name, item in named_tensors(module).items()}
-
-
-def match_tapes(source: Trace, target: Trace, names: dict[str, str]) -> Match:
-    """Zip two tapes by parameter name and dimension, and by input.
-
-    Axes are refined on a first round, so that the second meets every atom in its final layout.
-    """
-    beside = join_idle_buffers(source, target, names)
-    for _ in range(2):
-        match = Match(source, target, names, beside)
-        for name, old_name in names.items():
-            _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
-        for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
-            _pair_by_dimension(match, old, new, f"example input {index}")
-    if not match.refused:
-        match.refused += _do_not_add_up(match)
-    return match
-
-
-def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -> None:
-    if target not in match.values:
-        match.pair_values(source, target)
-    if len(source.axes) != len(target.axes):
-        reason = (
-            f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the "
-            "target. Keep the layer's kind."
-        )
-        match.refused.append((None, reason))
-        return
-    for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):
-        match.refused += match.pair(old, new, f"{place} axis {dim}")
-
-
-def _do_not_add_up(match: Match) -> list[Refusal]:
-    """What was paired part by part and does not add up to the source's tensors."""
-    pairs = [(name, match.source.tensors[old], match.target.tensors[name]) for name, old in match.names.items()]
-    return [
-        (None, _other_layout(f"'{name}' axis {dim}", old, new))
-        for name, source, target in pairs
-        for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True))
-        if match.old_length(new) != old.size
-    ]
-
-
-def _other_layout(place: str, source: Axis, target: Axis) -> str:
-    return (
-        f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its {target.size} "
-        f"as {target}. Expected the same layout with more units; keep the structure (heads, groups, streams) and grow "
-        "one size."
-    )

@@ -50,13 +50,13 @@ def name_shared_counts(match: Match) -> list[str]:
     ]
 
 
-def name_choices(match: Match) -> list[str]:
+def name_branches(match: Match) -> list[str]:
     """Say which forwards may go by the content of an input: only the example's way was followed and checked."""
     return [
         f"{repr(place) if place else 'The forward'} reads the content of an example input (.item(), an if or a loop on "
         "a tensor): only what it does for this one was followed and checked. If it does something else for other "
         "inputs, plan and grow with an example of these too."
-        for place in dict.fromkeys(match.target.choices)
+        for place in dict.fromkeys(match.target.branches)
     ]
 
 

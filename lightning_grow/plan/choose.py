@@ -147,7 +147,7 @@ def _attribute(target: nn.Module, node: Node, value: float) -> str:
     return f"{node.path}.{name}".lstrip(".") if name else ""
 
 
-def changed_attributes(chosen: Chosen, trace: Trace, target: nn.Module) -> dict[str, float]:
+def find_attributes(chosen: Chosen, trace: Trace, target: nn.Module) -> dict[str, float]:
     """The module attributes that have to change, by dotted name, with their new values."""
     changed: dict[str, float] = {}
     for number, name in chosen.run.numbers if chosen.run is not None else ():

@@ -10,12 +10,12 @@ from torch import nn
 
 from lightning_grow.options import Options
 from lightning_grow.pair.copies import find_copies
-from lightning_grow.pair.match import match_modules
+from lightning_grow.pair.match_modules import match_modules
 from lightning_grow.pair.mismatch import find_mismatches, saved_names
 from lightning_grow.pair.named_inputs import name_inputs
-from lightning_grow.pair.notes import name_choices, name_copies, name_idle_buffers, name_left_out, name_shared_counts
+from lightning_grow.pair.notes import name_branches, name_copies, name_idle_buffers, name_left_out, name_shared_counts
 from lightning_grow.pair.roles import find_roles
-from lightning_grow.plan.choose import Chosen, changed_attributes, choose, first_choice
+from lightning_grow.plan.choose import Chosen, choose, find_attributes, first_choice
 from lightning_grow.plan.copied_units import find_copied_units
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.initial_states import find_initial_states
@@ -55,10 +55,10 @@ def make_plan(
             *_name_sums(states.sums),
             *name_idle_buffers(match, copies),
             *name_shared_counts(match),
-            *name_choices(match),
+            *name_branches(match),
             *name_left_out(match),
         ),
-        attributes=changed_attributes(chosen, match.target, target),
+        attributes=find_attributes(chosen, match.target, target),
         input_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.inputs),
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
         left_out=frozenset(match.left_out),

@@ -102,7 +102,7 @@ class Trace:
         inputs: The example's tensors.
         outputs: The tensors that are returned, by their place in what is returned.
         carried: The outputs that the forward takes back in its next call (a cache).
-        choices: The modules whose forward reads the content of an input, and may go by it.
+        branches: The modules whose forward reads the content of an input, and may go by it.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Trace:
     inputs: list[Value] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
     carried: set[str] = field(default_factory=set)
-    choices: list[str] = field(default_factory=list)
+    branches: list[str] = field(default_factory=list)
 
     @cached_property
     def makers(self) -> dict[Value, Node]:

@@ -20,7 +20,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
 @contextlib.contextmanager
-def same_attributes(*owners: Any) -> Iterator[list[Any]]:
+def untouched_attributes(*owners: Any) -> Iterator[list[Any]]:
     """Take back what is added to, replaced in or removed from modules and other objects, and the containers they hold.
 
     It yields what it will take back: to keep the changes after all, empty it.
@@ -35,7 +35,7 @@ def same_attributes(*owners: Any) -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def same_contents(module: nn.Module) -> Iterator[None]:
+def untouched_contents(module: nn.Module) -> Iterator[None]:
     """Take back what is written into the tensors that a module holds; parameters are not looked after.
 
     Nor are the contents of large containers (a replay buffer): no forward writes into thousands of tensors.

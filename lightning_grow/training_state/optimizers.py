@@ -17,7 +17,7 @@ from lightning_grow.training_state.moments import NotMoved, fits, move_moments
 from lightning_grow.training_state.saved import SavedOptimizer, find_saved
 from lightning_grow.training_state.schedules import Groups, keep_schedules
 
-Choice = Literal["reset", "transfer", "asymmetric"]
+OptimizerChoice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
 
 LINEAR = ("SGD", "ASGD")
@@ -64,7 +64,7 @@ def carry_optimizers(
     schedulers: Sequence[Any] | None,
     plan: GrowthPlan,
     *,
-    optimizer: Choice = "reset",
+    optimizer: OptimizerChoice = "reset",
     scheduler: Schedule = "reset",
 ) -> CarriedState:
     """Rewrite the checkpoint's optimizer and scheduler states for the optimizers of the grown module.
@@ -212,7 +212,7 @@ def _move_optimizer(
     entries: Sequence[_Entry],
     plan: GrowthPlan,
     weights: Mapping[str, Tensor],
-    choice: Choice,
+    choice: OptimizerChoice,
     carried: CarriedState,
 ) -> bool:
     """Move the states of one optimizer into `carried`; say whether it goes on where one of the checkpoint's was."""
@@ -240,7 +240,7 @@ def _move_optimizer(
 
 
 def _move_parameter(
-    entry: _Entry, saved: Any, plan: GrowthPlan, weights: Mapping[str, Tensor], kind: str, choice: Choice
+    entry: _Entry, saved: Any, plan: GrowthPlan, weights: Mapping[str, Tensor], kind: str, choice: OptimizerChoice
 ) -> dict[str, Any]:
     if choice == "transfer" and not plan.tensors[entry.name].is_one_to_one:
         raise NotMoved("its units are not one-to-one with the source's")

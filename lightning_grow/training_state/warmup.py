@@ -17,7 +17,7 @@ from lightning_grow.training_state.own_moments import OwnMoments, settle_moments
 Scope = Literal["all", "new", "source"]
 Shape = Literal["linear", "cosine"]
 SETTINGS = ("num_steps", "start_factor", "scope", "shape", "fresh")
-OWNER = "ArchTransfer"
+STATE_KEY = "ArchTransfer"
 """Under which name a checkpoint's callbacks keep the warm-up."""
 HOOKS = "_optimizer_state_dict_post_hooks"
 """What torch's Optimizer.__init__ gives an optimizer; some wrappers never call it."""
@@ -232,7 +232,7 @@ def end_warmup(checkpoint: dict[str, Any], new_entries: Mapping[str, Sequence[in
             the warm-up is gone.
         new_entries: Which entries are new, by parameter, as `to_runs` writes them.
     """
-    own = (checkpoint.get("callbacks") or {}).get(OWNER, {})
+    own = (checkpoint.get("callbacks") or {}).get(STATE_KEY, {})
     for index, begun in enumerate(own.get("begun", ())):
         if not begun:  # over, or without moments of its own
             continue

@@ -10,9 +10,9 @@ from torch import Tensor
 from lightning_grow.verify.rounding import Moved, eps, is_rounded, wide
 
 ROUNDINGS = 10  # times the measured effect of rounding: up to there a difference is taken for rounding
-MOST = 0.5  # of an output's scale: more is another output, even where rounding flips a NaN or a shape
-RESIDUE = 1e3  # roundings of the largest output: an output below that is 0
-_FAR = 1e4  # times the largest entry that differs: above that a constant would hide the difference
+LARGEST_LIMIT = 0.5  # of an output's scale: more is another output, even where rounding flips a NaN or a shape
+RESIDUE_ROUNDINGS = 1e3  # roundings of the largest output: an output below that is 0
+_DOMINATES = 1e4  # times the largest entry that differs: above that a constant would hide the difference
 _DRAWS = 16  # a code next to its threshold flips in half of the draws
 
 
@@ -75,7 +75,7 @@ def compare(
     draws = [moved.outputs(lambda step: step, seed) for seed in range(2)]
     limits = [
         min(
-            MOST,
+            LARGEST_LIMIT,
             ROUNDINGS * max(eps(old, got[number]), *(_error(old, draw[number], counted[number]) for draw in draws)),
         )
         if is_rounded(old)
@@ -84,7 +84,7 @@ def compare(
     ]
     scale = max((_size(old) for old in expected if is_rounded(old)), default=0.0)
     return [
-        (0.0 if limit == MOST and _is_residue(old, new, scale) else error, limit)
+        (0.0 if limit == LARGEST_LIMIT and _is_residue(old, new, scale) else error, limit)
         for error, limit, old, new in zip(errors, limits, expected, got, strict=True)
     ]
 
@@ -96,7 +96,7 @@ def _size(item: Tensor) -> float:
 
 def _is_residue(old: Tensor, new: Tensor, scale: float) -> bool:
     """Whether an output is 0 but for rounding, beside the other outputs of the model."""
-    return max(_size(old), _size(_shared(old, new))) <= RESIDUE * eps(old, new) * scale
+    return max(_size(old), _size(_shared(old, new))) <= RESIDUE_ROUNDINGS * eps(old, new) * scale
 
 
 def worst(compared: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -136,7 +136,7 @@ def _weighed(number: int, old: Tensor, new: Tensor, moved: Moved) -> Tensor:
         return everything
     same, size = _agree(old, new), wide(old).abs()
     rest = size[~same & torch.isfinite(size)]
-    far = same & torch.isfinite(size) & (size > _FAR * rest.max()) if len(rest) else ~everything
+    far = same & torch.isfinite(size) & (size > _DOMINATES * rest.max()) if len(rest) else ~everything
     if not bool(far.any()):
         return everything
     drawn = moved.outputs(lambda _: 1 / 8, 0)[number]

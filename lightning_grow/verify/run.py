@@ -13,16 +13,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_grow.trace.outputs import Forward, named_outputs
 from lightning_grow.trace.tracer import call_arguments, evaluating
-from lightning_grow.trace.untouched import same_attributes, same_contents
+from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
 
 
 @contextlib.contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module) -> Iterator[None]:
     """Leave mode, random number generators, attributes, caches and buffers as they were."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with (
-        same_attributes(module),
-        same_contents(module),
+        untouched_attributes(module),
+        untouched_contents(module),
         evaluating(module),
         torch.random.fork_rng(devices=devices),
         torch.no_grad(),
@@ -38,7 +38,7 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def changed_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> Iterator[None]:
+def with_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> Iterator[None]:
     """Set attributes by dotted name, and put the old values back afterwards."""
     old = {}
     for name in attributes:
@@ -57,7 +57,7 @@ def outputs(
     """Return the output tensors of one pass in eval mode, with another state in place of the module's own."""
     args, kwargs = call_arguments(example_inputs)
     call = forward if forward is not None else type(module).__call__
-    with undisturbed(module):
+    with untouched(module):
         args, kwargs = copy.deepcopy(tree_map(_leaf, (args, kwargs)))
         if state is None:
             result = call(module, *args, **kwargs)

@@ -9,7 +9,8 @@ from models import PAIRS, features
 from torch import nn
 
 from lightning_grow import RefusedGrowth, grow
-from lightning_grow.pair.match import Match, match_tapes
+from lightning_grow.pair.match import Match
+from lightning_grow.pair.match_modules import match_tapes
 from lightning_grow.pair.named_inputs import pair_by_name
 from lightning_grow.pair.names import match_names
 from lightning_grow.trace.axes import Axis, atoms, product_of, sum_of

@@ -6,7 +6,7 @@ from models import Convolution, features, image, stack
 from torch import nn
 
 from lightning_grow import grow, plan_growth
-from lightning_grow.verify.run import changed_attributes, outputs, set_attributes, shared_inputs, undisturbed
+from lightning_grow.verify.run import outputs, set_attributes, shared_inputs, untouched, with_attributes
 
 
 class Counter(nn.Module):
@@ -159,7 +159,7 @@ def test_another_state_stands_in_without_being_loaded():
     module = stack(4)
     own = {name: item.clone() for name, item in module.state_dict().items()}
     other = stack(4)
-    with undisturbed(module):
+    with untouched(module):
         wanted = other(features()[0].float())
     got = outputs(module, (features()[0].float(),), state=other.state_dict())
     assert torch.equal(got[0], wanted)
@@ -177,7 +177,7 @@ def test_attributes_are_put_back():
     seen = []
 
     def fail_inside():
-        with changed_attributes(module, {"1.eps": 0.5}):
+        with with_attributes(module, {"1.eps": 0.5}):
             seen.append(module[1].eps)
             raise RuntimeError("inside")
 
