@@ -15,6 +15,8 @@ from lightning_grow.verify.liveness import measure_liveness
 if TYPE_CHECKING:
     from lightning_grow.callbacks import ArchTransfer, GrowableMixin, GrowthSchedule
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ArchTransfer",
     "Block",
@@ -28,6 +30,7 @@ __all__ = [
     "Strategy",
     "TransferReport",
     "UnknownStrategy",
+    "__version__",
     "axis_rule",
     "convert_checkpoint",
     "grow",

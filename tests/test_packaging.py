@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import lightning_grow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,6 +42,7 @@ def test_the_wheel_holds_the_library_and_its_configuration(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert [name for name in names if name.endswith("licenses/LICENSE")]
+    assert f"-{lightning_grow.__version__}-" in wheel.name
 
 
 def test_the_wheel_works_away_from_the_checkout(wheel, tmp_path):

@@ -29,6 +29,7 @@ DESIGN = [
     "CheckpointError",
     "RefusedGrowth",
     "UnknownStrategy",
+    "__version__",
 ]
 
 
