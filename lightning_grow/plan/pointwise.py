@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -135,12 +137,17 @@ def _combine_new(
     only_bias = bool(zeros) and together is not None and all(cell.direct for cell in everyone)
     return Cell(
         Kind.NEW,
-        zeroed_by=alone[0] if alone else together,
+        zeroed_by=min(alone, key=partial(_weight, run)) if alone else together,
         averaged_by=averaged_by if averaged_by and not zeros and laws.averages(new | means) else None,
         is_only_bias=only_bias or any(cell.is_only_bias for cell in everyone),
         divisors=divisors,
         origin=origins(everyone),
     )
+
+
+def _weight(run: Run, entries: frozenset[Entry]) -> int:
+    """How much is set to 0: a gain before a matrix, which may be what a norm is taken of."""
+    return sum(math.prod(run.match.target.tensors[name].shape) for name in {name for name, *_ in entries})
 
 
 def _divisors(laws: Laws, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:

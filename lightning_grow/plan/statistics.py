@@ -123,5 +123,9 @@ def _shift(run: Run, node: Node, meaning: Reduce, added: list[Member], copied: l
     new = math.prod(meaning.input.axes[dim].size for dim in meaning.dims)
     old = round(new / growth_over(run, meaning.input, meaning.dims))
     if old <= meaning.number:
-        return ONE  # no number in either model
+        raise NotKept(
+            f"{node.place} takes a {meaning.kind} over {old} entries with a correction of {meaning.number:g}, which is "
+            "no number in the source. Keep this size.",
+            copied,
+        )
     return shifted(copies * (old - meaning.number) / (new - meaning.number)) * (0.5 if meaning.kind == "std" else 1.0)

@@ -1,0 +1,117 @@
+"""Guards that only one line holds: each of these pairs was planned wrongly with that line broken."""
+
+import re
+
+import pytest
+import torch
+from models import features
+from torch import nn
+
+from lightning_grow import RefusedGrowth, grow, plan_growth
+from lightning_grow.plan.content import constant_ratio
+
+
+class Normed(nn.Module):
+    """Rows of unit length times a gain, then a sum without weights: new units can only be silenced by the gain."""
+
+    def __init__(self, width, form, has_gain=True):
+        super().__init__()
+        self.v, self.form = nn.Parameter(torch.randn(width, 6)), form
+        self.g = nn.Parameter(torch.rand(width, 1) + 0.5) if has_gain else None
+
+    def forward(self, x):
+        weight = self.form(self.g, self.v, self.v.square().sum(1, keepdim=True).sqrt())
+        return (x @ weight.t()).sum(-1)
+
+
+FORMS = {
+    "g v / n": lambda g, v, n: g * v / n,
+    "v g / n": lambda g, v, n: v * g / n,
+    "v (g / n)": lambda g, v, n: v * (g / n),
+    "g (v / n)": lambda g, v, n: g * (v / n),
+    "(v / n) g": lambda g, v, n: v / n * g,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_what_a_weight_is_divided_by_is_never_zeroed(form):
+    source, target = Normed(4, form).double(), Normed(6, form).double()
+    grow(source, target, example_inputs=features())
+    torch.testing.assert_close(target(*features()), source(*features()))
+    assert (target.v[4:] != 0).any(1).all()
+    assert (target.g[4:] == 0).all()
+
+
+NO_GAIN = {
+    "v / n": lambda g, v, n: v / n,
+    "v v / n": lambda g, v, n: v * v / n,
+    "v / n + v / n": lambda g, v, n: v / n + 2 * v / n,
+    "tanh": lambda g, v, n: (v / n).tanh(),
+}
+
+
+@pytest.mark.parametrize("form", NO_GAIN.values(), ids=NO_GAIN)
+def test_where_only_that_could_be_zeroed_it_is_refused(form):
+    plan = plan_growth(Normed(4, form, False).double(), Normed(6, form, False).double(), example_inputs=features())
+    assert len(plan.refused) == 1
+    assert "takes a sum over" in plan.refused[0]
+
+
+class Tied(nn.Module):
+    """One matrix writes the hidden units and reads them."""
+
+    def __init__(self, width, act=torch.tanh):
+        super().__init__()
+        self.w, self.act = nn.Parameter(torch.randn(6, width) / 3), act
+
+    def forward(self, x):
+        return self.act(x @ self.w) @ self.w.t()
+
+
+@pytest.mark.parametrize("act", [torch.tanh, torch.relu, torch.square])
+@pytest.mark.parametrize("verify", [True, False])
+def test_copies_are_not_read_in_shares_by_what_writes_them(act, verify):
+    source, target = Tied(4, act).double(), Tied(8, act).double()
+    plan = plan_growth(source, target, strategy="net2wider", example_inputs=features())
+    if plan.refused:
+        with pytest.raises(RefusedGrowth, match=re.escape(plan.refused[0])):
+            grow(source, target, strategy="net2wider", example_inputs=features(), verify=verify)
+    else:
+        grow(source, target, strategy="net2wider", example_inputs=features(), verify=verify)
+        torch.testing.assert_close(target(*features()), source(*features()))
+
+
+class Spread(nn.Module):
+    """The spread of the units, without a weight that could take up a factor."""
+
+    def __init__(self, width, correction=1):
+        super().__init__()
+        self.into, self.correction = nn.Linear(6, width), correction
+
+    def forward(self, x):
+        return self.into(x).var(-1, correction=self.correction)
+
+
+@pytest.mark.parametrize(("correction", "old", "new"), [(1, 1, 2), (1, 1, 3), (2, 2, 4)])
+@pytest.mark.filterwarnings("ignore:var.*degrees of freedom")
+def test_a_variance_of_too_few_entries_is_refused(correction, old, new):
+    source, target = Spread(old, correction).double(), Spread(new, correction).double()
+    plan = plan_growth(source, target, strategy="net2wider", example_inputs=features())
+    assert len(plan.refused) == 1
+    assert "no number in the source" in plan.refused[0]
+
+
+RATIOS = {
+    "equal": ([1.0, -2.0, 0.0], [1.0, -2.0, 0.0], 1.0),
+    "a factor": ([1.0, -2.0, 0.0], [3.0, -6.0, 0.0], 3.0),
+    "rounding": ([1.0, -2.0], [3.0, -6.0000001], 3.0),
+    "nearly a factor": ([1.0, -2.0], [3.0, -6.0001], None),
+    "another sign": ([1.0, -2.0], [1.0, 2.0], None),
+    "a 0 elsewhere": ([1.0, 0.0], [0.0, 1.0], None),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "ratio"), RATIOS.values(), ids=RATIOS)
+def test_a_constant_is_another_times_a_factor_or_another_one(old, new, ratio):
+    found = constant_ratio(torch.tensor(old, dtype=torch.float64), torch.tensor(new, dtype=torch.float64))
+    assert found == (ratio if ratio is None else pytest.approx(ratio))
