@@ -43,7 +43,6 @@ class Cell:
             them are; None where none do.
         direct: Whether the cell is a parameter's own, only moved.
         is_only_bias: Whether the cell is 0 but for a bias, so that zeroing the bias is better than zeroing its readers.
-        divisors: Parameter cells of which a NEW cell has no value when they are 0: what it is divided by.
         atom: The axis over which a MEAN is taken.
         origin: Where a NEW cell came about, for messages.
     """
@@ -54,7 +53,6 @@ class Cell:
     averaged_by: frozenset[Entry] | None = None
     direct: bool = False
     is_only_bias: bool = False
-    divisors: frozenset[Entry] = frozenset()
     atom: Axis | None = None
     origin: str = ""
 

@@ -112,15 +112,6 @@ class Laws:
 
         return self._holds("chooses", law)
 
-    def diverges(self, zeros: frozenset[int]) -> bool:
-        """Whether the output has no finite value where the inputs at `zeros` are 0, and the others are positive.
-
-        >>> Laws(lambda inputs: inputs[0] / inputs[1], 2, "quotient").diverges(frozenset({1}))
-        True
-        """
-        inputs = _zeroed(_sample(self.count, (), positive=True), zeros)
-        return bool(self._ask(("diverges", zeros), lambda: not self.function(inputs).double().isfinite().any()))
-
     def learns(self, zeros: frozenset[int]) -> bool:
         """Whether a gradient reaches the inputs at `zeros` where they are 0: a ReLU's does not.
 

@@ -126,11 +126,10 @@ def _combine_new(
             raise Decision(zeros=together)
         if run.step.source is not None:  # else it may be silenced as a whole: x - mean(x), by the gain of its norm
             raise run.parting(origins(everyone))
-    divisors = _divisors(laws, inputs, zeros, new)
     learns = laws.learns if run.step.source is None else lambda _: True  # a new layer behind a ReLU's 0 stays at 0
     alone = [inputs[i].zeroed_by for i in sorted(new) if laws.vanishes(zeros | {i}) and learns(frozenset([i]))]
-    alone = [entries for entries in alone if entries and not entries & divisors]
-    if not together or together & divisors or not laws.vanishes(zeros | new) or not learns(new):
+    alone = [entries for entries in alone if entries]
+    if not together or not laws.vanishes(zeros | new) or not learns(new):
         together = None
     means = frozenset(i for i in rest if inputs[i].kind is Kind.MEAN)
     averaged_by = union(cell.averaged_by for cell in everyone)
@@ -140,7 +139,6 @@ def _combine_new(
         zeroed_by=min(alone, key=partial(_weight, run)) if alone else together,
         averaged_by=averaged_by if averaged_by and not zeros and laws.averages(new | means) else None,
         is_only_bias=only_bias or any(cell.is_only_bias for cell in everyone),
-        divisors=divisors,
         origin=origins(everyone),
     )
 
@@ -148,12 +146,6 @@ def _combine_new(
 def _weight(run: Run, entries: frozenset[Entry]) -> int:
     """How much is set to 0: a gain before a matrix, which may be what a norm is taken of."""
     return sum(math.prod(run.match.target.tensors[name].shape) for name in {name for name, *_ in entries})
-
-
-def _divisors(laws: Laws, inputs: list[Cell], zeros: frozenset[int], new: frozenset[int]) -> frozenset[Entry]:
-    """The parameter cells that may not be 0: those behind a divisor, here or before."""
-    here = [inputs[i].zeroed_by for i in new if inputs[i].zeroed_by and laws.diverges(zeros | {i})]
-    return frozenset().union(*(inputs[i].divisors for i in new), *(entries for entries in here if entries))
 
 
 def _is_centred(run: Run, node: Node, which: int) -> bool:
