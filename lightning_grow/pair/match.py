@@ -192,11 +192,11 @@ class Match:
         key = _key(node, self.values.get)
         rank = self._seen.get(key, 0)
         self._state(self._seen, key, rank + 1)
-        path, difference = self._source_path(node.path), ""
+        difference = ""
 
-        def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
+        def unlikeness(item: tuple[int, Node]) -> tuple[bool, int]:
             position, candidate = item
-            return candidate.path != path, not _same_constants(candidate, node), abs(position - rank)
+            return not _same_constants(candidate, node), abs(position - rank)
 
         candidates = self._by_key.get(key, [])
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
@@ -226,15 +226,6 @@ class Match:
     def maker(self, value: Value) -> Node | None:
         """The source's operator that computes what a value of the target is."""
         return self.source.makers.get(self.values[value]) if value in self.values else None
-
-    def _source_path(self, path: str) -> str:
-        """The source's name of a target module."""
-        for new, old in self.names.items():
-            if new.startswith(path + "."):
-                extra = new[len(path) :]
-                if old.endswith(extra):
-                    return old[: -len(extra)]
-        return path
 
 
 def _is_of_kind(old: Value, new: Value) -> bool:

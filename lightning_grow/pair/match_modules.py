@@ -56,17 +56,12 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def match_tapes(source: Trace, target: Trace, names: dict[str, str]) -> Match:
-    """Zip two tapes by parameter name and dimension, and by input.
-
-    Axes are refined on a first round, so that the second meets every atom in its final layout.
-    """
-    beside = join_idle_buffers(source, target, names)
-    for _ in range(2):
-        match = Match(source, target, names, beside)
-        for name, old_name in names.items():
-            _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
-        for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
-            _pair_by_dimension(match, old, new, f"example input {index}")
+    """Zip two tapes by parameter name and dimension, and by input."""
+    match = Match(source, target, names, join_idle_buffers(source, target, names))
+    for name, old_name in names.items():
+        _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
+    for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
+        _pair_by_dimension(match, old, new, f"example input {index}")
     if not match.refused:
         match.refused += _do_not_add_up(match)
     return match

@@ -115,3 +115,24 @@ RATIOS = {
 def test_a_constant_is_another_times_a_factor_or_another_one(old, new, ratio):
     found = constant_ratio(torch.tensor(old, dtype=torch.float64), torch.tensor(new, dtype=torch.float64))
     assert found == (ratio if ratio is None else pytest.approx(ratio))
+
+
+class Gated(nn.Module):
+    """What the norm reads is read by a sigmoid too, which does not take the factor that fresh units ask for."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.norm = nn.Linear(6, width), nn.LayerNorm(width)
+        self.head, self.gate = nn.Linear(width, 2), nn.Linear(width, 2)
+
+    def forward(self, x):
+        hidden = self.into(x)
+        return self.head(self.norm(hidden)) + self.gate(hidden.sigmoid())
+
+
+def test_units_are_copied_where_only_the_scales_of_fresh_ones_fail():
+    source, target = Gated(4).double(), Gated(8).double()
+    grow(source, target, example_inputs=features())
+    torch.testing.assert_close(target(*features()), source(*features()))
+    with pytest.raises(RefusedGrowth, match="another scale"):
+        grow(source, Gated(6).double(), example_inputs=features())

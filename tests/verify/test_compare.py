@@ -105,8 +105,9 @@ def test_entries_that_no_weight_reaches_do_not_hide_the_others(head, strategy):
         lambda y, x: y * torch.tensor([1e6, 1.0, 1.0, 1.0]),
         lambda y, x: (y * torch.tensor([99.0, 1.0, 1.0, 1.0])).log_softmax(-1),
         lambda y, x: y.relu().square() * (torch.arange(4) == 2),
+        lambda y, x: y.masked_fill(LAST, 500.0),
     ],
-    ids=["one large logit", "log-probabilities", "mostly zeros"],
+    ids=["one large logit", "log-probabilities", "mostly zeros", "a constant of a size that outputs have"],
 )
 @pytest.mark.parametrize("strategy", ["preserve", "random"])
 def test_ordinary_outputs_are_measured_by_their_largest_entry(head, strategy):
@@ -124,6 +125,27 @@ def test_a_large_entry_beside_a_residue_of_rounding_sets_the_scale():
     assert not torch.equal(old, new)
     ((error, _),) = compare([old], [new], Moved(module, x))
     assert error == output_error([old], [new]) < 1e-6
+
+
+class Cancelling(nn.Module):
+    """An output of about 1, and the difference of two equal parameters, made larger."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.p, self.q = (nn.Parameter(torch.tensor([one], dtype=torch.float64)) for one in (1.0, 1.0 - 2**-51))
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.p, self.factor * (self.p - self.q)
+
+
+@pytest.mark.parametrize(("factor", "excused"), [(10.0, True), (1e5, False)])
+def test_a_residue_is_a_thousand_roundings_of_the_largest_output_and_no_more(factor, excused):
+    module, x = Cancelling(factor), (torch.ones(1, dtype=torch.float64),)
+    ones, residue = outputs(module, x)
+    assert residue > 0
+    compared = compare([ones, residue], [ones, -residue], Moved(module, x))[1]
+    assert compared == ((0.0, 0.5) if excused else (2.0, 0.5))
 
 
 def rounded(y, x):
