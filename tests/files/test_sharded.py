@@ -1,7 +1,17 @@
+import os
+import pickle
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from lightning_grow import CheckpointError
+from lightning_grow.files.sharded import check_sharded, read_metadata
 
 SHARDED = """
     import subprocess, sys
@@ -65,3 +75,62 @@ def test_a_sharded_run_is_told_how_to_grow_and_that_way_works(tmp_path):
     assert "'net.0.bias' is (8,) in the checkpoint and (16,) in the module" in done.stdout
     assert "convert_checkpoint" in done.stdout
     assert "converted: 16" in done.stdout, done.stderr[-2000:]
+
+
+class Call:
+    """A pickle that calls a function when it is read."""
+
+    def __init__(self, function, *given):
+        self.function, self.given = function, given
+
+    def __reduce__(self):
+        return self.function, self.given
+
+
+@pytest.fixture
+def folder(tmp_path):
+    module = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = {"state_dict": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "h": {"a": [1]}}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_metadata_of_torchs_writer_is_read(folder):
+    expected = dcp.FileSystemReader(folder).read_metadata()
+    assert read_metadata(folder).state_dict_metadata == expected.state_dict_metadata
+    check_sharded(folder, nn.Linear(2, 3))
+
+
+def test_hostile_metadata_runs_no_code(tmp_path):
+    canary = tmp_path / "canary"
+    for call in (
+        Call(os.system, f"touch {canary}"),
+        Call(eval, f"open({str(canary)!r}, 'w')"),
+        Call(getattr(torch.serialization, "load"), str(canary)),  # noqa: B009 - a name, for the pickle
+        Call(torch.hub.load, str(canary), "m"),
+    ):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(call))
+        with pytest.raises(CheckpointError, match="would need code to load"):
+            check_sharded(tmp_path, nn.Linear(2, 2))
+    assert not canary.exists()
+
+
+FAULTS = {
+    "missing": (None, r"without a \.metadata file"),
+    "empty": (b"", "is damaged"),
+    "cut short": (pickle.dumps([1, 2, 3])[:-3], "is damaged"),
+    "text": (b"hello", "is damaged"),
+    "another object": (pickle.dumps({"a": 1}), "holds a dict"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), FAULTS.values(), ids=FAULTS)
+def test_a_damaged_folder_is_said(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        check_sharded(tmp_path, nn.Linear(2, 2))
