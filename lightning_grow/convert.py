@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.report import TransferReport
 from lightning_grow.trace.names import align_names, strip_compiled
 from lightning_grow.trace.untouched import untouched_rng
-from lightning_grow.training_state.optimizers import carry_optimizers
+from lightning_grow.training_state.optimizers import carry_optimizers, check_has_states
 from lightning_grow.training_state.warmup import end_warmup, from_runs
 
 GROWN_OUTSIDE = "lightning_grow_is_handled"
@@ -118,16 +118,19 @@ def convert_checkpoint(
         )
     checkpoint = read_checkpoint(path, weights_only=weights_only)
     _gather_optimizers(checkpoint)
+    choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
+    check_has_states(checkpoint, **choices)
     growth = _grow(checkpoint, target, checked, path, source)
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
-    choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
     checkpoint.pop("hparams_type", None)
     record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
     write_checkpoint(checkpoint, out)
-    return growth.transfer.report
+    report = growth.transfer.report
+    fresh = [f"Moments that start fresh: {'; '.join(carried.fresh)}."] if carried.fresh else []
+    return replace(report, notes=(*report.notes, *fresh))
 
 
 def grow_checkpoint(

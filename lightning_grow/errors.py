@@ -22,6 +22,10 @@ class CheckpointError(GrowError, RuntimeError):
     """A checkpoint file cannot be read, holds no weights, or would need code to load."""
 
 
+class MissingCheckpoint(CheckpointError, FileNotFoundError):
+    """There is no file at the path of a checkpoint; a FileNotFoundError, as Lightning raises it."""
+
+
 class WrongSetting(GrowError, ValueError):
     """A setting has a value that nothing can be made of, or does not fit another."""
 

@@ -31,6 +31,7 @@ from lightning_grow.training_state.optimizers import (
     OptimizerChoice,
     Schedule,
     carry_optimizers,
+    check_has_states,
     check_shapes,
 )
 from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
@@ -235,6 +236,7 @@ class ArchTransfer(Callback):
             in_precision(trainer, pl_module)
             if fitting:
                 check_total(trainer, checkpoint)
+                check_has_states(checkpoint, self.optimizer, self.scheduler)
         options = self._find_options(trainer)
         growth = grow_checkpoint(checkpoint, pl_module, options, path=self._path, source=self.source)
         if example is not None:

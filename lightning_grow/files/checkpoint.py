@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.errors import CheckpointError
+from lightning_grow.errors import CheckpointError, MissingCheckpoint
 
 KEY = "lightning_grow"
 """The library's own key in a checkpoint; everything under it is of plain types."""
@@ -133,7 +133,7 @@ def _check_file(path: Path) -> None:
             "then grow that file with lightning_grow.convert_checkpoint."
         )
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist. Pass the path of a checkpoint file.")
+        raise MissingCheckpoint(f"{path} does not exist. Pass the path of a checkpoint file.")
     with path.open("rb") as file:
         start = file.read(4)
     if not start:

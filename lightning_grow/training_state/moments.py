@@ -84,10 +84,13 @@ def move_moments(
         The state, every tensor of it in the target's shape.
 
     Raises:
-        NotMoved: A kind of state has no rule, or the settings ask for one that is not there.
+        NotMoved: A kind of state has no rule, another shape than its parameter's or no finite value, or the settings
+            ask for one that is not there.
     """
     item = plan.tensors[name]
     moved: dict[str, Any] = {}
+    for kind, value in old.items():
+        _check(kind, value, item.source_shape or ())
     for kind, value in _multiply_factors(old, item.source_shape or ()).items():
         if _is_single(value):
             moved[kind] = value.clone() if isinstance(value, Tensor) else value
@@ -103,6 +106,15 @@ def move_moments(
         if kind not in moved:
             raise NotMoved(f"{optimizer} needs the state {kind!r}, which the checkpoint's optimizer has not")
     return _factor_again(moved, old)
+
+
+def _check(kind: str, value: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if value.dim() and not fits(kind, value, shape):
+        raise NotMoved(f"its state {kind!r} has the shape {tuple(value.shape)}, the parameter {shape}")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise NotMoved(f"its state {kind!r} holds NaN or infinity")
 
 
 def fits(kind: str, value: Tensor, shape: tuple[int, ...]) -> bool:

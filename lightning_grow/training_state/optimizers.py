@@ -114,6 +114,20 @@ def carry_optimizers(
     return carried
 
 
+def check_has_states(checkpoint: Mapping[str, Any], optimizer: OptimizerChoice, scheduler: Schedule) -> None:
+    """Refuse to go on with what a checkpoint of weights alone does not have.
+
+    Raises:
+        RefusedGrowth: Moments or schedules are asked for, and the checkpoint holds no optimizer states.
+    """
+    if "optimizer_states" not in checkpoint and (optimizer, scheduler) != ("reset", "reset"):
+        raise RefusedGrowth(
+            f"the checkpoint holds weights alone (ModelCheckpoint's save_weights_only), so nothing is there for "
+            f"optimizer={optimizer!r} and scheduler={scheduler!r} to go on with. Resume with a full checkpoint, or "
+            "start fresh: optimizer='reset', scheduler='reset'."
+        )
+
+
 def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optimizer], module: nn.Module) -> None:
     """Refuse state whose tensors do not have their parameter's shape.
 
@@ -186,12 +200,14 @@ class _Entry:
         source: The source parameter's name; "" for a new one.
         settings: The parameter group that it will be in.
         saved: The checkpoint's optimizer that has its state, None where none has.
+        is_trained: Whether it takes a gradient.
     """
 
     name: str
     source: str
     settings: Mapping[str, Any]
     saved: SavedOptimizer | None
+    is_trained: bool
 
 
 def _find_entries(
@@ -199,10 +215,10 @@ def _find_entries(
 ) -> list[_Entry]:
     entries = []
     for group, *pair in zip(optimizer.param_groups, names, sources, strict=True):
-        for name, source in zip(*pair, strict=True):
+        for parameter, name, source in zip(group["params"], *pair, strict=True):
             owner = next((item for item in saved if source in item.states), None)
             settings = owner.find_group(source) if owner is not None and schedule == "keep" else group
-            entries.append(_Entry(name, source, settings, owner))
+            entries.append(_Entry(name, source, settings, owner, parameter.requires_grad))
     return entries
 
 
@@ -226,6 +242,8 @@ def _move_optimizer(
         try:
             if entry.saved is not None:
                 moved[position] = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
+            elif entry.source and entry.is_trained and any(owner is not None for owner in owners):
+                fresh.append(f"{entry.name}: the checkpoint's optimizer has no state of it")
         except NotMoved as reason:
             fresh.append(f"{entry.name}: {reason}")
     template = carried.optimizer_states[index]
