@@ -1,7 +1,7 @@
 """Grow a run on resume: the callback."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -140,15 +140,16 @@ class ArchTransfer(Callback):
         self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Intercept the two calls that a checkpoint passes through before its weights load."""
+        """Intercept the calls that a checkpoint passes through before its weights load, and its optimizer states."""
         if stage == "fit":
             self._forget()
         self._release()
         self._intercept(trainer.strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
         self._intercept(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
+        self._intercept(trainer.strategy, "load_optimizer_state_dict", lambda own: _carrying(self, trainer, own))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rewrite optimizer and scheduler state, now that the optimizers exist and before they load it."""
+    def _carry(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Rewrite optimizer and scheduler state as they load it: every callback has regrouped them by now."""
         checkpoint, growth = self._checkpoint, self._growth
         self._checkpoint = self._growth = None
         if checkpoint is None:
@@ -199,7 +200,7 @@ class ArchTransfer(Callback):
         return self._warmup.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the warm-up that was under way; where this very resume grows, `on_fit_start` starts a new one."""
+        """Take up the warm-up that was under way; where this very resume grows, a new one starts."""
         if "steps" in state_dict:
             self._warmup = Warmup.from_state_dict(state_dict)
 
@@ -247,6 +248,9 @@ class ArchTransfer(Callback):
         if growth is None:
             warn_of_cli(trainer)
             return
+        if fitting:  # a file of weights alone has neither, and the fresh start that was asked for needs none
+            checkpoint.setdefault("optimizer_states", [])
+            checkpoint.setdefault("lr_schedulers", [])
         if self.reset_monitors:
             clear_monitors(trainer, checkpoint)
         for line in name_differences(growth.differing):
@@ -317,6 +321,15 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
 
     setattr(on_load_checkpoint, INTERCEPTS, own)
     return on_load_checkpoint
+
+
+def _carrying(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
+    def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
+        callback._carry(trainer, trainer.lightning_module)
+        own(checkpoint)
+
+    setattr(load_optimizer_state_dict, INTERCEPTS, own)
+    return load_optimizer_state_dict
 
 
 def in_precision(trainer: Trainer, module: Any) -> nn.Module:

@@ -112,8 +112,7 @@ class GrowthSchedule(ArchTransfer):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See ArchTransfer; and plan every stage that is left."""
-        super().on_fit_start(trainer, pl_module)
+        """Plan every stage that is left."""
         current, options = self.find_stage(find_hparams(pl_module)), self._find_options(trainer)
         for number in range(current + 1, len(self.stages) + 1):
             small, large = self._build(pl_module, number - 1), self._build(pl_module, number)
