@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from models import features
 from torch import nn
 
 from lightning_grow import RefusedGrowth, grow, plan_growth
@@ -349,3 +350,31 @@ def test_a_new_layer_is_the_identity_by_its_arguments_too():
     except RefusedGrowth:
         return
     assert torch.allclose(source(x), target(x), rtol=0, atol=1e-12)  # float64, a dozen operations
+
+
+class Flat(nn.Module):
+    """Three parts of `width` units, cut out of one flat axis that two axes were merged into."""
+
+    def __init__(self, width, cut):
+        super().__init__()
+        self.width, self.cut = width, cut
+        self.into, self.out = nn.Linear(6, 3 * width), nn.Linear(len(range(*cut)) * width, 2)
+
+    def forward(self, x):
+        parts = self.into(x).view(len(x), 3, self.width).tanh().reshape(len(x), -1)
+        first, last = (number * self.width for number in self.cut)
+        return self.out(parts[:, first:last])
+
+
+@pytest.mark.parametrize("cut", [(0, 1), (1, 2), (1, 3), (0, 2), (2, 3)])
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+def test_a_cut_at_whole_parts_of_a_merged_axis_is_explained_by_it(cut, strategy):
+    source, target = Flat(4, cut).double(), Flat(6, cut).double()
+    grow(source, target, strategy=strategy, example_inputs=features())
+    torch.testing.assert_close(target(*features()), source(*features()))
+
+
+@pytest.mark.parametrize(("old", "new"), [((0, 1), (1, 2)), ((1, 3), (0, 2))])
+def test_a_cut_at_other_parts_is_refused(old, new):
+    plan = plan_growth(Flat(4, old).double(), Flat(6, new).double(), example_inputs=features())
+    assert "aten.slice" in plan.refused[0]
