@@ -1,5 +1,7 @@
 """The strategies keep what the table in the README says of them."""
 
+import itertools
+
 import pytest
 import torch
 from models import PAIRS, Pair, features, stack
@@ -225,3 +227,18 @@ def test_new_units_lie_between_or_are_the_nearest_where_the_type_has_nothing_bet
     between, typed = grown
     nearest = ((between / 10 - 0.5).ceil() * 10).to(dtype)  # of two as near the first
     torch.testing.assert_close(typed, between.to(dtype) if dtype.is_floating_point or dtype.is_complex else nearest)
+
+
+def deep(widths):
+    sizes = [6, *widths]
+    layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 3)).double()
+
+
+@pytest.mark.parametrize("strategy", ["copy_and_extend", "interpolate", "zero_pad"])
+def test_a_new_layer_is_an_identity_even_where_the_function_is_not_promised(strategy):
+    source, target = deep([8]), deep([8, 8])
+    grow(source, target, strategy=strategy, example_inputs=features())
+    new = next(part for part in target if isinstance(part, nn.Linear) and torch.equal(part.weight, torch.eye(8)))
+    assert not new.bias.any()
+    torch.testing.assert_close(target(*features()), source(*features()))
