@@ -136,3 +136,49 @@ def test_units_are_copied_where_only_the_scales_of_fresh_ones_fail():
     torch.testing.assert_close(target(*features()), source(*features()))
     with pytest.raises(RefusedGrowth, match="another scale"):
         grow(source, Gated(6).double(), example_inputs=features())
+
+
+class Length(nn.Module):
+    """A norm over the units, and a layer that could take up a factor of it."""
+
+    def __init__(self, width, norm):
+        super().__init__()
+        self.into, self.out, self.norm = nn.Linear(6, width), nn.Linear(1, 2), norm
+
+    def forward(self, x):
+        return self.out(self.norm(self.into(x)))
+
+
+NORMS = {f"ord {p}": (lambda y, p=p: torch.linalg.vector_norm(y, p, -1, keepdim=True)) for p in (1, 2, 3, 0.5)}
+NORMS |= {f"p {p}": (lambda y, p=p: torch.norm(y, p, -1, keepdim=True)) for p in (1, 2, 3)}
+LARGEST = {
+    "ord inf": lambda y: torch.linalg.vector_norm(y, torch.inf, -1, keepdim=True),
+    "p inf": lambda y: torch.norm(y, torch.inf, -1, keepdim=True),
+}
+COUNTS = {f"ord {p}": (lambda y, p=p: torch.linalg.vector_norm(y, p, -1, keepdim=True)) for p in (0, -1, -torch.inf)}
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_a_norm_of_any_power_grows_by_its_own_factor(norm, strategy):
+    source, target = Length(4, norm).double(), Length(8, norm).double()
+    grow(source, target, strategy=strategy, example_inputs=features())
+    torch.testing.assert_close(target(*features()), source(*features()))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("norm", LARGEST.values(), ids=LARGEST)
+def test_an_infinite_norm_is_a_maximum(norm, strategy):
+    source, target = Length(4, norm).double(), Length(8, norm).double()
+    grow(source, target, strategy=strategy, example_inputs=features())
+    torch.testing.assert_close(target(*features()), source(*features()))
+    torch.testing.assert_close(
+        target.out.weight, source.out.weight, rtol=0, atol=0
+    )  # neither copies nor zeros change it
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("norm", COUNTS.values(), ids=COUNTS)
+def test_what_is_no_sum_of_powers_is_refused(norm, strategy):
+    plan = plan_growth(Length(4, norm).double(), Length(8, norm).double(), strategy=strategy, example_inputs=features())
+    assert plan.refused

@@ -41,11 +41,11 @@ def reduce(call: Call) -> list[Output]:
 
 
 def _numbered(call: Call, kind: str) -> tuple[str, float]:
-    """The kind of a statistic with its number; an infinite norm is a maximum, one without power no sum."""
+    """The kind of a statistic with its number; a norm without a positive power is no sum."""
     if kind in ("var", "std"):
         return kind, float(call.get("correction", 1))
     number = float(call.get("ord", call.get("p", 2))) if kind == "norm" else 0.0
-    return "max" if number == float("inf") else "any" if kind == "norm" and number <= 0 else kind, number
+    return "any" if kind == "norm" and number <= 0 else kind, number
 
 
 @axis_rule(
