@@ -22,6 +22,7 @@ from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, without
 from lightning_grow.trace.tracer import named_tensors
 from lightning_grow.verify.compare import compare, worst
@@ -177,7 +178,7 @@ def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Ten
     def run() -> list[Tensor]:
         return outputs(_on_real_device(request.target, grown), inputs, forward, grown)
 
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in grown.items()}
+    state = {strip_compiled(name): tensor for name, tensor in grown.items()}
     return start_new_outputs(plan, state, run, request.options)
 
 
@@ -249,7 +250,7 @@ def _compare(
     new = substitute(grown, stand_in)
     expected = outputs(source, source_inputs, forward, old)
     got = outputs(_on_real_device(target, new), target_inputs, forward, new)
-    state = {name.replace("_orig_mod.", ""): item for name, item in new.items()}
+    state = {strip_compiled(name): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
     return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)
 
@@ -274,7 +275,7 @@ def _report(
     limit: float | None,
     notes: Sequence[str] = (),
 ) -> TransferReport:
-    state = {name.replace("_orig_mod.", ""): item for name, item in grown.items()}
+    state = {strip_compiled(name): item for name, item in grown.items()}
     dead, twins = count_dead_and_twins(plan, state)
     return TransferReport(
         tensors=tuple(report_tensor(item, state[name]) for name, item in plan.tensors.items()),

@@ -17,6 +17,7 @@ from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.tensor_plan import Slices, TensorPlan
 from lightning_grow.report import TensorReport
 from lightning_grow.strategies.base import Block, Strategy
+from lightning_grow.trace.names import strip_compiled
 
 MOST_RUNS = 1024  # consecutive pieces of a block up to which copying them beats gathering
 
@@ -50,12 +51,12 @@ def write_state(
     """Write the grown state into `out`, whose tensors may be `target_state`'s own; see `grow_state`."""
     tensors = plan.tensors
     generator = torch.Generator().manual_seed(seed)
-    source_names = {name.replace("_orig_mod.", ""): name for name in source_state}
+    source_names = {strip_compiled(name): name for name in source_state}
     work: dict[int, tuple[TensorPlan, Tensor | None, Tensor, Tensor]] = {}  # a tied tensor is written once
-    written = {name.replace("_orig_mod.", ""): grown for name, grown in out.items()}
+    written = {strip_compiled(name): grown for name, grown in out.items()}
     copies_last = sorted(out.items(), key=lambda entry: _original(tensors, entry[0]) is not None)
     for name, grown in copies_last:
-        item = tensors.get(name.replace("_orig_mod.", ""))
+        item = tensors.get(strip_compiled(name))
         if item is None or not isinstance(grown, Tensor) or id(grown) in work:
             continue
         source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
@@ -82,7 +83,7 @@ def _check(item: TensorPlan, source: Tensor | None, grown: Tensor) -> None:
 
 
 def _original(tensors: Mapping[str, TensorPlan], name: str) -> str | None:
-    item = tensors.get(name.replace("_orig_mod.", ""))
+    item = tensors.get(strip_compiled(name))
     return None if item is None else item.like
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import atoms
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tape import Value
 
 
@@ -28,10 +29,10 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
         The copy's name -> the original's.
     """
     used = match.target.used()
-    names = [name.replace("_orig_mod.", "") for name in target.state_dict()]
+    names = [strip_compiled(name) for name in target.state_dict()]
     values = {name: match.target.tensors[name] for name in names if name in match.target.tensors}
     idle = {name for name, value in values.items() if value not in used}
-    modules = {name.replace("_orig_mod.", ""): module for name, module in target.named_modules()}
+    modules = {strip_compiled(name): module for name, module in target.named_modules()}
 
     def grows(name: str) -> bool:
         grown = any(match.grows(atom) for axis in values[name].axes for atom in atoms(axis))
@@ -84,8 +85,8 @@ def substitutions(copies: Mapping[str, str]) -> list[dict[str, str]]:
 
 def substitute(state: Mapping[str, Tensor], stand_in: Mapping[str, str]) -> dict[str, Tensor]:
     """A state with copies in place of their originals; names may have torch.compile's prefixes."""
-    plain = {name.replace("_orig_mod.", ""): item for name, item in state.items()}
-    return {name: plain[stand_in.get(own := name.replace("_orig_mod.", ""), own)] for name in state}
+    plain = {strip_compiled(name): item for name, item in state.items()}
+    return {name: plain[stand_in.get(own := strip_compiled(name), own)] for name in state}
 
 
 def _owners(name: str, modules: Mapping[str, nn.Module]) -> Iterator[str]:

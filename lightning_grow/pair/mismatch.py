@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_grow.options import Options
 from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import atoms
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tape import Value
 
 
@@ -32,7 +33,7 @@ def find_mismatches(
 
 def saved_names(module: nn.Module) -> list[str]:
     """The tensors of a module's state dict, without torch.compile's prefixes."""
-    return [name.replace("_orig_mod.", "") for name, item in module.state_dict().items() if isinstance(item, Tensor)]
+    return [strip_compiled(name) for name, item in module.state_dict().items() if isinstance(item, Tensor)]
 
 
 def _missing(source: nn.Module, target: nn.Module, match: Match) -> list[str]:

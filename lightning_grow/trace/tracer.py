@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
 from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
 from lightning_grow.trace.tape import Trace, Value
@@ -42,7 +43,7 @@ def _paths(module: nn.Module, tracer: Recorder) -> Iterator[None]:
     names = {id(part): name for name, part in module.named_modules()}
 
     def enter(part: nn.Module, _: Any) -> None:
-        tracer.path.append(names.get(id(part), tracer.where).replace("_orig_mod.", ""))
+        tracer.path.append(strip_compiled(names.get(id(part), tracer.where)))
 
     def leave(_: nn.Module, __: Any, ___: Any) -> None:
         tracer.path.pop()
@@ -83,7 +84,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ]
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in pairs}
+    return {strip_compiled(name): tensor for name, tensor in pairs}
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -182,7 +183,7 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
 def _register(module: nn.Module, tracer: Recorder, device: str | None) -> dict[int, Tensor]:
     """Give every parameter and buffer a value; return the meta stand-in of each tensor by its id."""
     stand_ins: dict[int, Tensor] = {}
-    saved = {name.replace("_orig_mod.", "") for name in module.state_dict(keep_vars=True)}
+    saved = {strip_compiled(name) for name in module.state_dict(keep_vars=True)}
     for name, tensor in named_tensors(module).items():
         if id(tensor) not in stand_ins:
             stand_ins[id(tensor)] = _stand_in(tensor, device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, named_outputs
 from lightning_grow.trace.tracer import call_arguments
 
@@ -78,8 +79,8 @@ def measure_liveness(
                 if parameter.grad is not None:
                     reached[name] |= parameter.grad.cpu() != 0
             optimizer.step()
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in trial.state_dict().items()}
-    masks = {name.replace("_orig_mod.", ""): mask for name, mask in reached.items()}
+    state = {strip_compiled(name): tensor for name, tensor in trial.state_dict().items()}
+    masks = {strip_compiled(name): mask for name, mask in reached.items()}
     return {group.name: _liveness(plan, group, masks, state) for group in plan.groups}
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.verify.run import outputs
 
@@ -63,9 +64,7 @@ class Moved:
         for name in parameters:
             item = state[name]
             if id(item) not in moved:
-                moved[id(item)] = _move(
-                    item, step(eps(item, self.became.get(name.replace("_orig_mod.", ""), item))), generator
-                )
+                moved[id(item)] = _move(item, step(eps(item, self.became.get(strip_compiled(name), item))), generator)
             state[name] = moved[id(item)]
         with torch.compiler.set_stance("force_eager"), _Narrowing(moved.values(), step, generator):
             return outputs(self.source, self.example_inputs, self.forward, state)
