@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import lightning_grow.trace.rules  # noqa: F401 - fills the table
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Opaque
+from lightning_grow.trace.meta_results import MetaResults
 from lightning_grow.trace.table import apply_rule, has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
 from lightning_grow.trace.unfold import UNFOLDED
@@ -28,7 +29,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def __init__(self, device: str | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.trace, self.device = Trace(), device
+        self.trace, self.device, self.results = Trace(), device, MetaResults()
         self.values: dict[int, Value] = {}
         self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
         self.path: list[str] = []
@@ -71,7 +72,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 simpler = _decompositions().get(op, op.decompose)(*args, **(kwargs or {}))
             if simpler is not NotImplemented:
                 return simpler
-        result = op(*self._placed(args), **self._placed(kwargs or {}))
+        result = self.results(op, self._placed(args), self._placed(kwargs or {}))
         if _changes_nothing(op, tensors, result):
             self.track(result, tensors[0])
             return result
