@@ -1,5 +1,6 @@
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -172,3 +173,21 @@ def test_a_written_file_has_the_mode_of_any_other(tmp_path):
     (tmp_path / "plain").touch()
     assert (tmp_path / "new" / "a.ckpt").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert read_checkpoint(tmp_path / "new" / "a.ckpt")["epoch"] == 2
+
+
+def test_what_a_dead_writer_left_is_removed_and_nothing_else(good):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    here = platform.node()
+    stale = good.with_name(f".{good.name}.{here}.{done.pid}.tmp")
+    others = [
+        good.with_name(f".{good.name}.{here}.{os.getppid()}.tmp"),  # someone is writing it now
+        good.with_name(f".{good.name}.elsewhere.{done.pid}.tmp"),  # another machine's, on a shared disk
+        good.with_name(f".other.ckpt.{here}.{done.pid}.tmp"),
+        good.with_name(f".{good.name}.{here}.draft.tmp"),
+    ]
+    for path in (stale, *others):
+        path.write_bytes(b"half")
+    write_checkpoint(CHECKPOINT, good)
+    assert not stale.exists()
+    assert all(path.exists() for path in others)
