@@ -299,3 +299,12 @@ def test_inputs_may_be_made_by_another_model():
     source, target = Headed(4, lambda y, x: y), Headed(8, lambda y, x: y)
     backbone = nn.Linear(3, 6)
     assert grow(source, target, example_inputs=(backbone(torch.randn(5, 3)),)).function_preserving
+
+
+def test_an_output_without_entries_is_compared_too():
+    module, x = nn.Linear(6, 3).double(), features()
+    expected = [*outputs(module, x), torch.empty(0, 3, dtype=torch.float64)]
+    moved = Moved(module, x, lambda part, x: (part(x), x[:0, :3]))
+    assert [error for error, _ in compare(expected, expected, moved)] == [0.0, 0.0]
+    changed = [expected[0] + 1, expected[1]]
+    assert [error > limit for error, limit in compare(expected, changed, moved)] == [True, False]
