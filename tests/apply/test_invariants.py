@@ -41,3 +41,14 @@ def test_a_plan_that_takes_from_nowhere_writes_nothing(name):
     with pytest.raises(GrowError, match=rf"writing '{name}': .*{REPORT}"):
         write_state(broken, source.state_dict(), target.state_dict(), grown, 0)
     assert all(bool((item == 7.0).all()) for item in grown.values())
+
+
+def test_new_states_are_tied_where_the_targets_are_and_nowhere_else():
+    one, other, meta, second = torch.ones(2), torch.ones(2), torch.ones(2, device="meta"), torch.ones(2, device="meta")
+    none, nothing = torch.ones(0, 2), torch.ones(0, 2)
+    state = {"a": one, "tied": one, "b": other, "m": meta, "m tied": meta, "n": second, "e": none, "f": nothing, "x": 3}
+    made = empty_state(state)
+    ties = {(key, name) for key in made for name in made if key < name and made[key] is made[name]}
+    assert ties == {("a", "tied"), ("m", "m tied")}
+    assert made["x"] == 3
+    assert made["a"].data_ptr() != one.data_ptr()

@@ -242,3 +242,29 @@ def test_a_new_layer_is_an_identity_even_where_the_function_is_not_promised(stra
     new = next(part for part in target if isinstance(part, nn.Linear) and torch.equal(part.weight, torch.eye(8)))
     assert not new.bias.any()
     torch.testing.assert_close(target(*features()), source(*features()))
+
+
+class Streams(nn.Module):
+    """Two streams beside each other, read by one layer."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, first), nn.Linear(6, second), nn.Linear(first + second, 3)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.first(x).tanh(), self.second(x).tanh()], -1))
+
+
+def test_units_are_read_between_their_neighbours_in_every_stream():
+    source, target = Streams(3, 2).double(), Streams(6, 4).double()
+    grow(source, target, strategy="interpolate", example_inputs=features())
+    # old units first; new ones at 1/3, 2/3 and 3/2 of three, at 1/3 and 2/3 of two
+    positions = [[0, 1, 2, 1 / 3, 2 / 3, 3 / 2], [0, 1, 1 / 3, 2 / 3]]
+    for columns, new, places in zip(
+        source.out.weight.split([3, 2], 1), target.out.weight.split([6, 4], 1), positions, strict=True
+    ):
+        for number, place in enumerate(places):
+            low = int(place)
+            high = min(low + 1, columns.shape[1] - 1)
+            wanted = torch.lerp(columns[:, low], columns[:, high], place - low)
+            torch.testing.assert_close(new[:, number], wanted)
