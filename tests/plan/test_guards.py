@@ -182,3 +182,49 @@ def test_an_infinite_norm_is_a_maximum(norm, strategy):
 def test_what_is_no_sum_of_powers_is_refused(norm, strategy):
     plan = plan_growth(Length(4, norm).double(), Length(8, norm).double(), strategy=strategy, example_inputs=features())
     assert plan.refused
+
+
+class Act(nn.Module):
+    def __init__(self, width, act):
+        super().__init__()
+        self.into, self.out, self.act = nn.Linear(6, width), nn.Linear(width, 3), act
+
+    def forward(self, x):
+        return self.out(self.act(self.into(x)))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "copy_and_extend", "interpolate", "zero_pad"])
+def test_another_computation_is_refused_where_the_function_is_not_promised_too(strategy):
+    source, target = Act(4, torch.tanh).double(), Act(6, torch.relu).double()
+    with pytest.raises(RefusedGrowth, match=r"aten\.relu"):
+        grow(source, target, strategy=strategy, example_inputs=features())
+
+
+ROWS = torch.tensor([4, 2, 0, 1, 3])
+ADDED = {
+    "flip": lambda y: y.flip(0),
+    "roll": lambda y: y.roll(1, 0),
+    "cumsum": lambda y: y.cumsum(0),
+    "sort": lambda y: y.sort(0).values,
+    "index": lambda y: y[ROWS],
+    "index_select": lambda y: y.index_select(0, ROWS),
+    "index_copy": lambda y: y.index_copy(0, ROWS, y),
+    "index_add": lambda y: y.index_add(0, ROWS, y),
+    "index_put": lambda y: y.index_put((ROWS,), y),
+    "scatter": lambda y: y.scatter(0, ROWS[:, None].expand_as(y), y),
+    "gather": lambda y: y.gather(0, ROWS[:, None].expand_as(y)),
+    "topk": lambda y: y.topk(5, 0).values,
+    "transposed": lambda y: y.t().reshape(y.shape),
+    "mean": lambda y: y - y.mean(0),
+    "norm": lambda y: y / y.norm(dim=0),
+    "amax": lambda y: y - y.amax(0),
+    "softmax": lambda y: y.softmax(0),
+}
+
+
+@pytest.mark.parametrize("width", [4, 6])
+@pytest.mark.parametrize("added", ADDED.values(), ids=ADDED)
+def test_an_operator_that_the_source_does_not_have_is_refused_by_the_plan(added, width):
+    source, target = Act(4, torch.tanh).double(), Act(width, lambda y: added(y.tanh())).double()
+    plan = plan_growth(source, target, example_inputs=features())
+    assert plan.refused
