@@ -72,10 +72,13 @@ def is_another(
 def own_fingerprint(module: nn.Module, options: Options) -> str | None:
     """The fingerprint of a module's tape on its own example inputs, or those given; None without or where it fails."""
     inputs = find_own_examples(module, options.example_inputs)
-    try:
-        return None if inputs is None else fingerprint(trace(module, inputs, options.forward))
-    except RefusedGrowth:  # a growth will say so
+    if inputs is None:
         return None
+    with untouched_rng():  # in the middle of a run
+        try:
+            return fingerprint(trace(module, inputs, options.forward))
+        except RefusedGrowth:  # a growth will say so
+            return None
 
 
 def find_differing(checkpoint: Mapping[str, Any], target: nn.Module) -> dict[str, tuple[Any, Any]]:

@@ -38,6 +38,7 @@ from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup
 
 DEFAULT_WARMUP_STEPS = 100
 UNNAMED = "the checkpoint"
+UNTRACED = ""  # no fingerprint, which has 64 digits, nor None: that of a module that cannot be traced
 INTERCEPTS = "lightning_grow_intercepts"
 """On a function that intercepts the calls of another: that one."""
 
@@ -135,7 +136,7 @@ class ArchTransfer(Callback):
         self._path: str | Path = UNNAMED
         self._checkpoint: dict[str, Any] | None = None  # from the load until the optimizers are there
         self._growth: Growth | None = None  # likewise
-        self._tape: str | None = None  # of what the module computes, once it is known
+        self._tape: str | None = UNTRACED
         self._warmup = Warmup(0)
         self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
 
@@ -177,8 +178,8 @@ class ArchTransfer(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record the architecture, and which entries are new while that still matters: plain types under our key."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if self._tape is None and not trainer.strategy.restore_checkpoint_after_setup:
-            self._tape = own_fingerprint(pl_module, self.options)
+        if self._tape == UNTRACED and not trainer.strategy.restore_checkpoint_after_setup:
+            self._tape = own_fingerprint(pl_module, self._find_options(trainer))
         record_architecture(checkpoint, pl_module, trainer.optimizers, schedulers, self._tape)
         warming = {
             name

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_grow.callbacks.arch_transfer import ArchTransfer, ArchTransferOptions, in_precision
+from lightning_grow.callbacks.arch_transfer import UNTRACED, ArchTransfer, ArchTransferOptions, in_precision
 from lightning_grow.callbacks.plateau import Plateau
 from lightning_grow.callbacks.reporting import print_report
 from lightning_grow.callbacks.snapshot import find_averages, load_training_state, take_snapshot
@@ -202,7 +202,7 @@ class GrowthSchedule(ArchTransfer):
             growth = grow_checkpoint(checkpoint, target, options, path=f"stage {own}", source=self.source)
         if growth is None:
             return
-        self._tape = None
+        self._tape = UNTRACED
         with _naming_stage(stage), all_or_nothing(modules, [trainer.strategy, self]):
             trainable, warmup = Trainable.of(pl_module, trainer.optimizers), self._warmup
             with self._keeping_function(modules, target, growth.transfer) as suspects:

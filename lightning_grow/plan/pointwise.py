@@ -136,16 +136,16 @@ def _combine_new(
     only_bias = bool(zeros) and together is not None and all(cell.direct for cell in everyone)
     return Cell(
         Kind.NEW,
-        zeroed_by=min(alone, key=partial(_weight, run)) if alone else together,
+        zeroed_by=min(alone, key=partial(_zeroed_size, run)) if alone else together,
         averaged_by=averaged_by if averaged_by and not zeros and laws.averages(new | means) else None,
         is_only_bias=only_bias or any(cell.is_only_bias for cell in everyone),
         origin=origins(everyone),
     )
 
 
-def _weight(run: Run, entries: frozenset[Entry]) -> int:
+def _zeroed_size(run: Run, entries: frozenset[Entry]) -> int:
     """How much is set to 0: a gain before a matrix, which may be what a norm is taken of."""
-    return sum(math.prod(run.match.target.tensors[name].shape) for name in {name for name, *_ in entries})
+    return sum(math.prod(run.match.target.tensors[name].shape) for name in {name for name, _ in entries})
 
 
 def _is_centred(run: Run, node: Node, which: int) -> bool:

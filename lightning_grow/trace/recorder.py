@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-import lightning_grow.trace.rules  # noqa: F401 - fills the table
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Opaque
 from lightning_grow.trace.meta_results import MetaResults
+from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions  # noqa: F401 - fill the table
 from lightning_grow.trace.table import apply_rule, has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
 from lightning_grow.trace.unfold import UNFOLDED

@@ -237,13 +237,13 @@ def _move_optimizer(
         if owner is not None and (reason := owner.differs_from(optimizer)):
             carried.fresh.append(f"all of optimizer {index}: {reason}")
             return False
-    moved, fresh = {}, []
+    moved, fresh, missing = {}, list[str](), list[str]()
     for position, entry in enumerate(entries):
         try:
             if entry.saved is not None:
                 moved[position] = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
-            elif entry.source and entry.is_trained and any(owner is not None for owner in owners):
-                fresh.append(f"{entry.name}: the checkpoint's optimizer has no state of it")
+            elif entry.source and entry.is_trained and any(owners):
+                missing.append(f"{entry.name}: the checkpoint's optimizer has no state of it")
         except NotMoved as reason:
             fresh.append(f"{entry.name}: {reason}")
     template = carried.optimizer_states[index]
@@ -252,13 +252,18 @@ def _move_optimizer(
         return False
     template["state"].update(moved)
     carried.kept.extend(entries[position].name for position in moved)
-    carried.fresh.extend(fresh)
+    carried.fresh.extend([*fresh, *missing])
     _say_what_differs(index, kind, [plan.tensors[entries[position].name] for position in moved], carried)
     return True
 
 
 def _move_parameter(
-    entry: _Entry, saved: Any, plan: GrowthPlan, weights: Mapping[str, Tensor], kind: str, choice: OptimizerChoice
+    entry: _Entry,
+    saved: SavedOptimizer,
+    plan: GrowthPlan,
+    weights: Mapping[str, Tensor],
+    kind: str,
+    choice: OptimizerChoice,
 ) -> dict[str, Any]:
     if choice == "transfer" and not plan.tensors[entry.name].is_one_to_one:
         raise NotMoved("its units are not one-to-one with the source's")

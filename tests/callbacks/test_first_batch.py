@@ -48,10 +48,7 @@ class Named(Plain):
 
 class Nested(Plain):
     def parts(self, batch):
-        return self.parts_of(batch["left"]) if isinstance(batch, dict) else batch
-
-    def parts_of(self, batch):
-        return batch
+        return batch["left"] if isinstance(batch, dict) else batch
 
     def forward(self, batch):
         return self.net(self.parts(batch)[0])

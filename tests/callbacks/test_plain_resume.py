@@ -1,5 +1,6 @@
 """What changes nothing costs nothing; and what cannot be compared is said."""
 
+import random
 import warnings
 
 import lightning as L
@@ -51,6 +52,27 @@ def test_where_nothing_differs_nothing_is_traced(tmp_path, traced):
     before = len(traced)
     fit(Counted(), tmp_path, ArchTransfer(), ckpt_path=path, max_epochs=3)
     assert len(traced) == before
+
+
+class Choosy(Stack):
+    """Goes by what its weights make of the input, which no trace can show; and draws from Python's random."""
+
+    def forward(self, x):
+        random.random()
+        hidden = self.net(x)
+        return hidden if bool(hidden.sum() > 1e9) else hidden * 2
+
+
+@pytest.mark.parametrize("cls", [Counted, Choosy])
+def test_a_run_is_traced_once_for_all_its_checkpoints(tmp_path, cls, traced):
+    trainer = fit(cls(), tmp_path, ArchTransfer(), max_epochs=1)
+    before = random.getstate()
+    for number in range(3):
+        trainer.save_checkpoint(tmp_path / f"{number}.ckpt")
+    assert traced == [trainer.lightning_module]
+    assert random.getstate() == before  # the run goes on as if it had not been saved
+    records = [torch.load(tmp_path / f"{number}.ckpt", weights_only=True)["lightning_grow"] for number in range(3)]
+    assert ["tape" in record for record in records] == [cls is Counted] * 3
 
 
 @pytest.mark.parametrize("callbacks", [(), (ArchTransfer(),)], ids=["Lightning's own file", "our record"])

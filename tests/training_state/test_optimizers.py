@@ -610,6 +610,16 @@ def test_what_is_counted_for_a_whole_group_moves_with_it(scheduler):
     assert (group["step"], group["lr"]) == (30, 0.01 if scheduler == "keep" else 0.5)
 
 
+def test_a_parameter_that_never_had_a_state_does_not_hold_up_the_count_of_its_group():
+    net, _, checkpoint = trained(GroupCount)
+    del checkpoint["optimizer_states"][0]["state"][2]
+    target, plan = grown(net)
+    carried = carry(checkpoint, target, GroupCount(target.parameters()), plan)
+    assert carried.moved == 3
+    assert [line.partition(": ")[2] for line in carried.fresh] == ["the checkpoint's optimizer has no state of it"]
+    assert carried.optimizer_states[0]["param_groups"][0]["step"] == 30
+
+
 PARTS = {"copied units": {"strategy": "net2wider"}, "a new layer": {"hidden": (6, 6)}}
 
 

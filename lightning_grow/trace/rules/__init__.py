@@ -3,7 +3,3 @@
 Pointwise operators need no entry: torch tags them. An operator without a rule is `Opaque`, which the plan refuses by
 name wherever a growing axis meets it.
 """
-
-from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions
-
-__all__ = ["contractions", "indexing", "rearranging", "reductions"]

@@ -40,16 +40,12 @@ def _index_by_tensors(call: Call, value: Value) -> list[Output]:
     indices = list(call["indices"])
     indexed = [dim for dim, item in enumerate(indices) if item is not None]
     if len(indexed) == 1 and indexed[0] == 0 and indices[0].dtype is not torch.bool:
-        return [([*_index_axes(indices[0]), *value.axes[1:]], Lookup(value, indices[0], 0))]
+        return [([*indices[0].axes, *value.axes[1:]], Lookup(value, indices[0], 0))]
     rest = [axis for dim, axis in enumerate(value.axes) if dim not in indexed]
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
     at = indexed[0] if together else 0
     picked = fresh(call.shapes[0][at : at + len(call.shapes[0]) - len(rest)])
     return [([*rest[:at], *picked, *rest[at:]], Along((value,), tuple(indexed)))]
-
-
-def _index_axes(index: Value) -> list[Axis]:
-    return list(index.axes)
 
 
 def _add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
