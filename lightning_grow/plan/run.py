@@ -251,7 +251,7 @@ class Run:
         beside = self._parameter_cell(value, name, base, slots)
         if beside.kind is Kind.KEPT:
             return Cell(Kind.MEAN, beside.scale, atom=atom)
-        return beside if beside.kind is Kind.ZERO else replace(beside, zeroed_by=None, averaged_by=None, direct=False)
+        return replace(beside, zeroed_by=None, averaged_by=None, direct=False)
 
 
 def _beside(slots: list[Slot], number: int, atom: Axis) -> int:

@@ -106,5 +106,5 @@ def solve(
 
 def _reduced(scale: Scale, rows: Mapping[Variable, Scale]) -> Scale:
     for pivot in [item for item in scale.terms if item in rows]:
-        scale = scale - rows[pivot] * scale.terms.get(pivot, 0.0)
+        scale = scale - rows[pivot] * scale.terms[pivot]
     return scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -144,7 +145,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         """A write through a view changes the tensor below it: what that holds is no longer known."""
         reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
         lost = Value([Axis(size) for size in base.shape], base.dtype)
-        self.trace.nodes.append(Node(node.op, node.arguments, node.path, node.whole, [lost], [Opaque(reason)]))
+        self.trace.nodes.append(replace(node, outputs=[lost], meaning=[Opaque(reason)]))
         self.track(base, lost)
 
 

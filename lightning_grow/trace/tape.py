@@ -134,7 +134,7 @@ def operator_name(op: torch._ops.OpOverload) -> str:
     'add'
     """
     namespace, name = op._schema.name.split("::")
-    name = name.rstrip("_") if op._schema.is_mutable and name != "_" else name
+    name = name.rstrip("_") if op._schema.is_mutable else name
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 

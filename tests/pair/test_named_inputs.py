@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_grow import RefusedGrowth, grow
+from lightning_grow import RefusedGrowth, grow, plan_growth
 
 OLD = ["price", "volume", "trend"]
 
@@ -87,6 +87,21 @@ def test_a_dropped_input_is_as_if_it_always_were_at_its_mean(kept, more, width):
     assert not report.function_preserving
     assert report.max_output_error > 0.01
     assert report.refused == ["1 inputs are dropped as drop_inputs asks (volume): the outputs change."]
+
+
+class Shown(Named):
+    """Returns what it normalised, too."""
+
+    def forward(self, x):
+        seen = (x - self.mean) / (self.var + 1e-8).sqrt()
+        return self.net(seen), seen
+
+
+def test_a_dropped_input_may_be_an_output_that_is_gone():
+    source, target = Shown(OLD).double(), Shown(["price", "trend"]).double()
+    plan = plan_growth(source, target, drop_inputs=["volume"], example_inputs=(target.example_input_array.double(),))
+    assert plan.impossible == ()
+    assert plan.lost == ("1 inputs are dropped as drop_inputs asks (volume): the outputs change.",)
 
 
 def test_the_change_that_dropping_makes_is_measured():

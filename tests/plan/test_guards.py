@@ -228,3 +228,41 @@ def test_an_operator_that_the_source_does_not_have_is_refused_by_the_plan(added,
     source, target = Act(4, torch.tanh).double(), Act(width, lambda y: added(y.tanh())).double()
     plan = plan_growth(source, target, example_inputs=features())
     assert plan.refused
+
+
+class Gram(nn.Module):
+    """Units that are read without weights, and are 1 where what writes them is 0."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into = nn.Linear(6, width)
+
+    def forward(self, x):
+        hidden = self.into(x).exp()
+        return hidden @ hidden.t()
+
+
+def test_units_that_nothing_can_silence_are_named():
+    plan = plan_growth(Gram(4).double(), Gram(6).double(), example_inputs=features())
+    assert len(plan.refused) == 1
+    assert "aten.mm" in plan.refused[0]
+    assert "no parameter can be set to 0 to prevent it" in plan.refused[0]
+
+
+class Returning(nn.Module):
+    def __init__(self, width, outputs):
+        super().__init__()
+        self.into, self.left, self.right = nn.Linear(6, width), nn.Linear(width, 3), nn.Linear(width, 3)
+        self.outputs = outputs
+
+    def forward(self, x):
+        found = {"hidden": self.into(x).relu()}
+        found |= {"left": self.left(found["hidden"]), "right": self.right(found["hidden"])}
+        return [found[name] for name in self.outputs]
+
+
+@pytest.mark.parametrize("outputs", [["left"], ["right", "left"], ["left", "right", "right"], ["left", "left"]])
+@pytest.mark.parametrize("strategy", ["preserve", "copy_and_extend", "interpolate"])
+def test_outputs_that_are_others_are_refused_where_the_function_is_not_promised_too(strategy, outputs):
+    source, target = Returning(4, ["left", "right"]).double(), Returning(6, outputs).double()
+    assert plan_growth(source, target, strategy=strategy, example_inputs=features()).refused

@@ -322,3 +322,27 @@ def test_another_content_is_another_function():
     one, other = ((lambda x, h, number=number: h + torch.tensor(number, device=x.device)) for number in (0.5, 0.25))
     with pytest.raises(RefusedGrowth, match=r"aten\.add\.Tensor"):
         grow(Made(4, one), Made(7, other), example_inputs=(features()[0].float(),), verify=False)
+
+
+def test_a_first_pass_computes_nothing():
+    """Tensors on the meta device: a plan of a model of any size costs no arithmetic."""
+    seen = []
+
+    def forward(module, x):
+        seen.append((x.device.type, module.weight.device.type))
+        return module(x)
+
+    trace(nn.Linear(6, 4), features(), forward)
+    assert seen == [("meta", "meta")]
+
+
+def test_a_laid_out_constant_keeps_its_kind():
+    class Permuted(nn.Module):
+        def forward(self, x):
+            order = torch.arange(6).view(2, 3).t().clone()
+            return x[:, order.add_(0).reshape(-1)]
+
+    traced = trace(Permuted(), features())
+    contents = [value.constant for node in traced.nodes for value in node.outputs if value.constant is not None]
+    assert all(content.dtype == torch.int64 for content in contents)
+    assert contents[-1].flatten().tolist() == [0, 3, 1, 4, 2, 5]
