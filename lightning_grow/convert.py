@@ -2,13 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -36,10 +34,11 @@ from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.report import TransferReport
-from lightning_grow.trace.names import align_names, strip_compiled
+from lightning_grow.trace.names import align_names
 from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.training_state.optimizers import carry_optimizers, check_has_states
 from lightning_grow.training_state.warmup import end_warmup, from_runs
+from lightning_grow.training_state.weight_copies import WeightCopies, in_float_type_of, share_new_outputs
 
 GROWN_OUTSIDE = "lightning_grow_is_handled"
 """In a checkpoint in memory only: an outer caller grows it, so GrowableMixin's own hook must not."""
@@ -178,31 +177,36 @@ def _grow(
     with untouched_rng(), describing(checkpoint, target):
         result = make_transfer(module, target, options)
     _warn_of_unknown_names(checkpoint, module, target)
-    copies = _grow_copies(checkpoint, result, own, options.seed)
+    copies, places = WeightCopies(result, module, target, state, options.seed).grow_all(checkpoint)
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if (wide := in_float_type_of(state, own)) is not own:  # what a narrower module would round, its average keeps
         checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.seed), **extra}
-        _share_new_outputs(result, checkpoint["state_dict"])
+        share_new_outputs(result, checkpoint["state_dict"])
     else:
         checkpoint["state_dict"] = {**result.state_dict, **extra}
-    for holder, key, grown in copies:
-        holder[key] = grown
+    checkpoint.update(copies)
     record = read_ours(checkpoint)
     record.pop("tape", None)
     warming = record.pop("pending", {}).get("new_entries", {})
     end_warmup(checkpoint, warming)
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
+    if places:
+        note = f"Copies of the weights that grew with them: {', '.join(places)}."
+        result = replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
     return Growth(result, find_differing(checkpoint, target), warming)
 
 
-@contextmanager
-def growing_outside(checkpoint: dict[str, Any]) -> Iterator[None]:
-    """Mark a checkpoint in memory, so that GrowableMixin's own hook leaves the growing to the caller."""
-    checkpoint[GROWN_OUTSIDE] = True
-    try:
-        yield
-    finally:
-        del checkpoint[GROWN_OUTSIDE]
+def growing_outside(hook: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], None]:
+    """A module's `on_load_checkpoint` for a caller that grows the checkpoint: GrowableMixin's own leaves it alone."""
+
+    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+        checkpoint[GROWN_OUTSIDE] = True
+        try:
+            hook(checkpoint)
+        finally:
+            del checkpoint[GROWN_OUTSIDE]
+
+    return on_load_checkpoint
 
 
 def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, target: nn.Module) -> None:
@@ -214,50 +218,6 @@ def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, tar
             "another input.",
             stacklevel=2,
         )
-
-
-def _grow_copies(
-    checkpoint: Mapping[str, Any], result: Transfer, own: Mapping[str, Any], seed: int
-) -> list[tuple[Any, str, dict[str, Any]]]:
-    """Every other copy of the weights (moving averages), grown by the same maps and the same fill."""
-    holders = [(checkpoint, "current_model_state")]
-    holders += [(state, "average_model_state") for state in (checkpoint.get("callbacks") or {}).values()]
-    copies = []
-    for holder, key in holders:
-        copy = holder.get(key) if isinstance(holder, Mapping) else None
-        if copy:
-            grown = grow_state(result.plan, align_names(copy, own), in_float_type_of(copy, own), seed)
-            _share_new_outputs(result, grown)
-            copies.append((holder, key, grown))
-    return copies
-
-
-def in_float_type_of(copy: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state as it is where it has the one float type of another, else its floats in that type.
-
-    >>> in_float_type_of({"w": torch.ones(1).double()}, {"w": torch.ones(2), "n": torch.tensor(1)})
-    {'w': tensor([1., 1.], dtype=torch.float64), 'n': tensor(1)}
-    """
-    types, wanted = (
-        {item.dtype for item in state.values() if isinstance(item, Tensor) and item.is_floating_point()}
-        for state in (own, copy)
-    )
-    if len(wanted) != 1 or types == wanted:
-        return own
-    (dtype,) = wanted
-    return {
-        name: item.to(dtype) if isinstance(item, Tensor) and item.is_floating_point() else item
-        for name, item in own.items()
-    }
-
-
-def _share_new_outputs(result: Transfer, copy: Mapping[str, Tensor]) -> None:
-    """New outputs may have been set after the fill (a probability, a deviation): the same in every copy."""
-    names = {strip_compiled(name): name for name in copy}
-    for name, dim in (member for group in result.plan.groups if group.output >= 0 for member in group.members):
-        new = torch.nonzero(result.plan.tensors[name].maps[dim].low < 0).flatten()
-        own = copy[names[name]]
-        own.index_copy_(dim, new.to(own.device), result.state_dict[names[name]].index_select(dim, new).to(own))
 
 
 def _gather_optimizers(checkpoint: dict[str, Any]) -> None:

@@ -12,9 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.nn import Parameter
+from torch.utils._pytree import tree_map
 from typing_extensions import Unpack
 
 from lightning_grow.callbacks.first_batch import first_inputs
+from lightning_grow.callbacks.interceptions import Interceptions
 from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
 from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
 from lightning_grow.comparison import own_fingerprint, shapes_differ
@@ -35,12 +37,11 @@ from lightning_grow.training_state.optimizers import (
     check_shapes,
 )
 from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
+from lightning_grow.training_state.weight_copies import NOT_COPIES
 
 DEFAULT_WARMUP_STEPS = 100
 UNNAMED = "the checkpoint"
 UNTRACED = ""  # no fingerprint, which has 64 digits, nor None: that of a module that cannot be traced
-INTERCEPTS = "lightning_grow_intercepts"
-"""On a function that intercepts the calls of another: that one."""
 
 
 class ArchTransferOptions(GrowthOptions, total=False):
@@ -126,7 +127,7 @@ class ArchTransfer(Callback):
             )
         self._make_warmup()  # a wrong setting is an error here, not hours later
         self._forget()
-        self._intercepted: list[tuple[Any, str, Any]] = []  # (object, method, the instance's own attribute or None)
+        self._interceptions = Interceptions()
 
     def _make_warmup(self) -> Warmup:
         fresh = self.optimizer == "asymmetric"
@@ -144,10 +145,11 @@ class ArchTransfer(Callback):
         """Intercept the calls that a checkpoint passes through before its weights load, and its optimizer states."""
         if stage == "fit":
             self._forget()
-        self._release()
-        self._intercept(trainer.strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
-        self._intercept(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
-        self._intercept(trainer.strategy, "load_optimizer_state_dict", lambda own: _carrying(self, trainer, own))
+        self._interceptions.release()
+        put, strategy = self._interceptions.put, trainer.strategy
+        put(strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
+        put(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
+        put(strategy, "load_optimizer_state_dict", lambda own: _carrying(self, trainer, own))
 
     def _carry(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rewrite optimizer and scheduler state as they load it: every callback has regrouped them by now."""
@@ -207,28 +209,13 @@ class ArchTransfer(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""
-        self._release()
+        self._interceptions.release()
         self._warmup.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Likewise: Lightning calls no teardown after an error."""
-        self._release()
+        self._interceptions.release()
         self._warmup.detach()
-
-    def _intercept(self, owner: Any, name: str, stand: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        # A plain function on the instance: deepcopy (EMA) shares it, where a bound method would drag the Trainer along.
-        own = getattr(owner, name)
-        function = stand(getattr(own, INTERCEPTS, own))
-        self._intercepted.append((owner, name, vars(owner).get(name)))
-        setattr(owner, name, function)
-
-    def _release(self) -> None:
-        for owner, name, own in self._intercepted:
-            if own is None or hasattr(own, INTERCEPTS):
-                vars(owner).pop(name, None)
-            else:
-                setattr(owner, name, own)
-        self._intercepted = []
 
     def _grow(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Grow the checkpoint in memory, between the user's own hook and the loading of the weights."""
@@ -309,18 +296,31 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
             load=lambda path, only: own(path, weights_only=only),
         )
 
-    setattr(load_checkpoint, INTERCEPTS, own)
     return load_checkpoint
 
 
 def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
-    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-        with growing_outside(checkpoint):
-            own(checkpoint)  # the user's hook first: it may rename keys
-        if "state_dict" in checkpoint:  # a sharded strategy has loaded it by itself
-            callback._grow(trainer, trainer.lightning_module, checkpoint)
+    hook = growing_outside(own)
 
-    setattr(on_load_checkpoint, INTERCEPTS, own)
+    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+        if "state_dict" not in checkpoint:
+            return hook(checkpoint)  # a sharded strategy has loaded it by itself
+        module, as_saved = trainer.lightning_module, tree_map(lambda leaf: leaf, checkpoint)
+        try:
+            hook(checkpoint)  # the user's hook first: it may rename keys
+        except Exception:
+            if not shapes_differ(as_saved["state_dict"], module):
+                raise
+            checkpoint |= as_saved  # it may load a copy of the weights: that has to grow before
+            callback._grow(trainer, module, checkpoint)
+            return hook(checkpoint)
+        checkpoint |= {key: item for key, item in as_saved.items() if key not in checkpoint}
+        before = dict(checkpoint)
+        callback._grow(trainer, module, checkpoint)
+        grown = {key: item for key, item in checkpoint.items() if item is not before.get(key)}
+        if copies := grown.keys() - NOT_COPIES - {"callbacks"}:  # the hook has taken the source's
+            hook({**as_saved, **{key: grown[key] for key in copies}})
+
     return on_load_checkpoint
 
 
@@ -329,7 +329,6 @@ def _carrying(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any])
         callback._carry(trainer, trainer.lightning_module)
         own(checkpoint)
 
-    setattr(load_optimizer_state_dict, INTERCEPTS, own)
     return load_optimizer_state_dict
 
 

@@ -18,8 +18,9 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
     """Find what the growing tensors that no traced operator uses are copies of.
 
     A module is a copy of another if both print alike and hold tensors of the same names and shapes, before and after; a
-    single layer or buffer only if its name contains the other's too. A part of a bigger module that is no copy is none
-    either: how it is used there is unknown. Where several would do, the most similar name is taken.
+    single layer or buffer only if its name contains the other's too. So is a module of buffers alone whose names are
+    those below another without their dots (LitEma). A part of a bigger module that is no copy is none either: how it is
+    used there is unknown. Where several would do, the most similar name is taken.
 
     Args:
         target: The bigger module.
@@ -51,6 +52,21 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
         alike = all(name in idle and other in values and shapes(name) == shapes(other) for name, other in pairs.items())
         return pairs if alike and not idle.issuperset(pairs.values()) else {}
 
+    def without_dots(copy: str) -> dict[str, str]:
+        """The buffers of a module without children beside the tensors that they are named for."""
+        mine = [name for name in values if name.startswith(f"{copy}.")]
+        if list(modules[copy].children()) or any(values[name].trained for name in mine):
+            return {}
+        for original in sorted(modules, key=lambda other: -SequenceMatcher(None, copy, other).ratio()):
+            prefix = original and f"{original}."
+            below = {_letters(name[len(original) :]): name for name in values if name.startswith(prefix)}
+            beside = {name: below.get(_letters(name[len(copy) :]), name) for name in mine}
+            pairs = {name: other for name, other in beside.items() if shapes(name) == shapes(other)}
+            pairs = {name: other for name, other in pairs.items() if other not in idle}
+            if pairs.keys() >= set(filter(grows, mine)):
+                return pairs
+        return {}
+
     def find(name: str) -> dict[str, str]:
         for copy in _owners(name, modules):
             alike = [other for other in modules if other != copy and repr(modules[other]) == repr(modules[copy])]
@@ -59,6 +75,8 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
             for original in sorted(alike, key=lambda other: -SequenceMatcher(None, copy, other).ratio()):
                 if pairs := partners(copy, original):
                     return pairs
+            if pairs := without_dots(copy):
+                return pairs
         used_alike = [other for other in values if other not in idle and shapes(other) == shapes(name)]
         contained = [other for other in used_alike if _letters(other) in _letters(name)]
         return {name: max(contained, key=len)} if contained and not values[name].trained else {}

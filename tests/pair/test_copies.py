@@ -155,3 +155,37 @@ def test_the_check_runs_the_copies_as_well(monkeypatch):
     with pytest.raises(RefusedGrowth, match="differs from the source"):
         grow(source, target, example_inputs=(INPUT,))
     assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+class WithoutDots(nn.Module):
+    """Averages as latent-diffusion's LitEma keeps them: buffers named for the parameters, without their dots."""
+
+    def __init__(self, *widths, shift=0):
+        super().__init__()
+        self.model = stack(*widths, norm=True)
+        self.model_ema = nn.Module()
+        self.model_ema.register_buffer("num_updates", torch.tensor(0))
+        parameters = list(self.model.named_parameters())
+        for (name, _), (_, item) in zip(parameters, parameters[shift:] + parameters[:shift], strict=True):
+            self.model_ema.register_buffer(name.replace(".", ""), torch.randn_like(item))
+
+    def forward(self, x):
+        return self.model(x)
+
+    def averaged(self, x):
+        state = {name: getattr(self.model_ema, name.replace(".", "")) for name, _ in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, state, (x,))
+
+
+def test_averages_under_names_without_dots_grow():
+    source, target = pair(WithoutDots, (4,), (6,))
+    expected = source(INPUT), source.averaged(INPUT)
+    grow(source, target, example_inputs=(INPUT,))
+    assert_same(target(INPUT), expected[0])
+    assert_same(target.averaged(INPUT), expected[1])
+
+
+def test_buffers_of_other_shapes_than_their_names_say_are_no_averages():
+    source, target = (WithoutDots(width, shift=1).double() for width in (4, 6))
+    with pytest.raises(RefusedGrowth, match=r"model_ema\.\w+' grows but no traced operator uses it"):
+        grow(source, target, example_inputs=(INPUT,))
