@@ -190,9 +190,9 @@ class WeightCopies:
 
 
 def _orders(module: nn.Module) -> Iterator[tuple[tuple[str, bool], list[str]]]:
-    """The parameters below every module in order: all of them, and those that are trained."""
+    """The parameters below every module in order, all and those that are trained; a single layer is any probe's."""
     parameters = {strip_compiled(name): item for name, item in module.named_parameters()}
-    for owner, _ in module.named_modules():
+    for owner in [name for name, part in module.named_modules() if not name or list(part.children())]:
         prefix = strip_compiled(f"{owner}.") if owner else ""
         below = [name for name in parameters if name.startswith(prefix)]
         yield (prefix, False), below
