@@ -143,7 +143,7 @@ class Normed(Stack):
 
     def __init__(self, hidden_dims=(8,), state_dim=4):
         super().__init__(hidden_dims, state_dim)
-        self.net.insert(1, nn.LayerNorm(hidden_dims[0]))
+        self.net.insert(1, nn.Sequential(nn.LayerNorm(hidden_dims[0])))
 
 
 @pytest.mark.parametrize("extra", NO_COPIES.values(), ids=NO_COPIES)
