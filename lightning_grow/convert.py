@@ -37,6 +37,7 @@ from lightning_grow.report import TransferReport
 from lightning_grow.trace.names import align_names
 from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.training_state.optimizers import carry_optimizers, check_has_states
+from lightning_grow.training_state.saved import in_order_of
 from lightning_grow.training_state.warmup import end_warmup, from_runs
 from lightning_grow.training_state.weight_copies import WeightCopies, in_float_type_of, share_new_outputs
 
@@ -184,6 +185,7 @@ def _grow(
         share_new_outputs(result, checkpoint["state_dict"])
     else:
         checkpoint["state_dict"] = {**result.state_dict, **extra}
+    checkpoint["state_dict"] = in_order_of(state, checkpoint["state_dict"], result.plan)
     checkpoint.update(copies)
     record = read_ours(checkpoint)
     record.pop("tape", None)

@@ -1,7 +1,7 @@
 """What the optimizer states in a checkpoint are the states of: which parameters, and what class of optimizer."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.record import find_record
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.trace.names import strip_compiled
@@ -99,17 +100,61 @@ def find_saved(checkpoint: Mapping[str, Any], expected: Sequence[Groups], plan: 
         checkpoint: Names may be recorded by us or by torch; parameters may also have their names as keys (consolidated
             checkpoints of sharded runs).
         expected: Where none of that is so: the source's parameters in the order of the config's groups. They are taken
-            if all counts and shapes agree.
+            if all counts and shapes agree, each group in the order that the file's weights have.
         plan: Knows the source's shapes.
+
+    Raises:
+        RefusedGrowth: The weights stand in another order in the file, and the config's groups in one of their own.
     """
     states, record = checkpoint["optimizer_states"], find_record(checkpoint)
+    was, now = _source_names(checkpoint["state_dict"], plan), _source_names(plan.tensors, plan)
     kinds = [*record.get("optimizer_classes", []), *[""] * len(states)]
-    return [
-        SavedOptimizer(
-            state, _find_names(state, _at(record.get("optimizers"), index), _at(expected, index), plan), kind
+    saved = []
+    for index, (state, kind) in enumerate(zip(states, kinds, strict=False)):
+        recorded, there = _at(record.get("optimizers"), index), _at(expected, index)
+        names = _find_names(state, recorded) or _guess_names(state, there, was, now, plan)
+        saved.append(SavedOptimizer(state, names, kind))
+    return saved
+
+
+def in_order_of(source: Iterable[str], state: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Any]:
+    """A grown state in the order of the file: where an optimizer's parameters have no names, that tells which they are.
+
+    Args:
+        source: The names in the file.
+        state: The grown state.
+        plan: What became of which.
+    """
+    places = {strip_compiled(name): place for place, name in enumerate(source)}
+    origins = {name: item.source_name for name, item in plan.tensors.items()}
+    return dict(
+        sorted(state.items(), key=lambda item: places.get(origins.get(strip_compiled(item[0])) or "", len(places)))
+    )
+
+
+def _source_names(names: Iterable[str], plan: GrowthPlan) -> list[str]:
+    items = (plan.tensors.get(strip_compiled(name)) for name in names)
+    return [item.source_name for item in items if item is not None and item.source_name is not None]
+
+
+def _reordered(names: Sequence[str], was: Sequence[str], now: Sequence[str]) -> list[str]:
+    """The parameters of a group as they stood when it was saved.
+
+    >>> _reordered(["key", "", "query"], ["query", "out", "key"], ["key", "query", "out"])
+    ['query', '', 'key']
+    """
+    here = [name for name in names if name]
+    if not {*here} <= {*was} or sorted(here, key=was.index) == sorted(here, key=now.index):
+        return list(names)
+    if here != sorted(here, key=now.index):
+        raise RefusedGrowth(
+            "the checkpoint does not name the parameters of its optimizer, its weights stand in another order than the "
+            f"module's ({here[0]!r} is one that moved), and the config's optimizer has them in an order of its own: "
+            "whose moments are whose is unknown. Put the layers back into the order that the file has, or start fresh: "
+            "optimizer='reset'."
         )
-        for index, (state, kind) in enumerate(zip(states, kinds, strict=False))
-    ]
+    there = iter(sorted(here, key=was.index))
+    return [next(there) if name else "" for name in names]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -122,18 +167,27 @@ def _at(items: Sequence[Groups] | None, index: int) -> Groups:
     return items[index] if items and index < len(items) else []
 
 
-def _find_names(state: Mapping[str, Any], recorded: Groups, expected: Groups, plan: GrowthPlan) -> list[list[str]]:
+def _find_names(state: Mapping[str, Any], recorded: Groups) -> list[list[str]]:
+    """The names that the checkpoint gives; none where it gives none."""
     groups = state.get("param_groups", ())
-    sizes = [len(group["params"]) for group in groups]
-    if [len(names) for names in recorded] == sizes:
+    if [len(names) for names in recorded] == [len(group["params"]) for group in groups]:
         return [list(names) for names in recorded]
     if all(isinstance(key, str) for group in groups for key in group["params"]):
         return [[strip_compiled(name) for name in group["params"]] for group in groups]
     if all("param_names" in group for group in groups):
         return [[strip_compiled(name) for name in group["param_names"]] for group in groups]
-    assumed = SavedOptimizer(state, [list(names) for names in expected], "")
-    if [len(names) for names in expected] == sizes and _have_the_shapes(assumed, plan):
-        return assumed.names
+    return []
+
+
+def _guess_names(
+    state: Mapping[str, Any], expected: Groups, was: Sequence[str], now: Sequence[str], plan: GrowthPlan
+) -> list[list[str]]:
+    """The config's parameters, where all counts and shapes agree; no names where they do not."""
+    sizes = [len(group["params"]) for group in state.get("param_groups", ())]
+    if [len(names) for names in expected] == sizes:
+        assumed = SavedOptimizer(state, [_reordered(names, was, now) for names in expected], "")
+        if _have_the_shapes(assumed, plan):
+            return assumed.names
     return [[""] * size for size in sizes]
 
 

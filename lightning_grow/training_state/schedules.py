@@ -1,5 +1,6 @@
 """A learning-rate schedule that goes on in the grown run: parameter groups are matched by what is in them."""
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -15,6 +16,11 @@ SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", 
 
 PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 """The entries of a scheduler's state that have one item for every parameter group."""
+
+DERIVED = ("total_size", "step_ratio")
+"""What CyclicLR makes of its settings, which it does not keep."""
+
+PLAIN = (bool, int, float, str, list, tuple, dict)
 
 WAY_OUT = "Pass scheduler='reset' (and optimizer='reset') to start the config's schedule."
 
@@ -187,6 +193,23 @@ def _check_kinds(saved: Sequence[Mapping[str, Any]], kinds: Sequence[str], sched
         if (had and had != has) or _keys(state) != _keys(scheduler.state_dict()):
             known = f" ({had})" if had else ""
             raise _cannot_keep(f"the checkpoint's scheduler{known} is not the {has} that the config builds")
+        if differing := _differing(state, scheduler):
+            raise _cannot_keep(
+                f"{'; '.join(differing)}. Give the config the checkpoint's, if the schedule is to end as it would have"
+            )
+
+
+def _differing(state: Mapping[str, Any], scheduler: Any) -> list[str]:
+    """Settings that the checkpoint and the config disagree on: lengths above all, which go by the number of epochs."""
+    kind, built = type(scheduler), scheduler.state_dict()
+    settings = {*inspect.signature(kind).parameters, *DERIVED} - {"last_epoch", "schedulers", *PER_GROUP}
+    own = [
+        f"{kind.__name__} has {name.lstrip('_')}={value} in the checkpoint, {built[name]} in the config"
+        for name, value in state.items()
+        if name.lstrip("_") in settings and name in built and isinstance(value, PLAIN) and value != built[name]
+    ]
+    within = zip(state.get("_schedulers", ()), getattr(scheduler, "_schedulers", ()), strict=False)
+    return own + [line for pair in within for line in _differing(*pair)]
 
 
 def _keys(state: Mapping[str, Any]) -> set[str]:

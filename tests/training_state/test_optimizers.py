@@ -7,7 +7,7 @@ from torch import nn, optim
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.grow import transfer
 from lightning_grow.training_state.optimizers import CarriedState, carry_optimizers, check_shapes
-from lightning_grow.training_state.saved import SavedOptimizer
+from lightning_grow.training_state.saved import SavedOptimizer, in_order_of
 
 INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 GOALS = torch.randn(16, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -435,6 +435,65 @@ def test_what_cannot_be_matched_starts_fresh_and_is_said(order):
     assert carried.fresh == [
         "all of optimizer 0: the checkpoint does not name its parameters, and they have not the shapes of the config's"
     ]
+
+
+class Pair(nn.Module):
+    """Two layers of the same shapes, which stand in one order or in the other."""
+
+    def __init__(self, *names, width=6):
+        super().__init__()
+        self.first = nn.Linear(4, width)
+        for name in names:
+            setattr(self, name, nn.Linear(width, width))
+        self.double()
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        return self.query(hidden).tanh()[:, :2] * self.key(hidden)[:, :2]
+
+
+def swapped(order, named=False):
+    torch.manual_seed(0)
+    net, target = Pair("query", "key"), Pair("key", "query")
+    optimizer = optim.Adam(order(net), lr=0.01)
+    train(net, optimizer, 5)
+    result = transfer(net, target, example_inputs=(INPUTS,))
+    weights = in_order_of(net.state_dict(), result.state_dict, result.plan)
+    names = {id(item): name for name, item in net.named_parameters()}
+    groups = [[names[id(item)] for item in group["params"]] for group in optimizer.param_groups]
+    record = {"lightning_grow": {"architecture": {"optimizers": [groups]}}} if named else {}
+    states = {"optimizer_states": [optimizer.state_dict()], "state_dict": weights, **record}
+    bigger = optim.Adam(order(target), lr=0.01)
+
+    def moved():
+        carried = carry_optimizers(states, target, [bigger], [], result.plan, optimizer="transfer", scheduler="reset")
+        bigger.load_state_dict(carried.optimizer_states[0])
+        return carried
+
+    return net, optimizer, target, bigger, moved
+
+
+MODULES_ORDER = {"all": lambda net: net.parameters(), "groups": split}
+
+
+@pytest.mark.parametrize("order", MODULES_ORDER.values(), ids=MODULES_ORDER)
+def test_without_names_the_order_of_the_weights_in_the_file_tells_whose_moments_are_whose(order):
+    net, optimizer, target, bigger, move = swapped(order)
+    assert move().moved == 6
+    for name, parameter in target.named_parameters():
+        assert torch.equal(bigger.state[parameter]["exp_avg"], optimizer.state[net.get_parameter(name)]["exp_avg"])
+
+
+def by_name(net):
+    return [item for _, item in sorted(net.named_parameters())]
+
+
+def test_without_names_an_order_of_its_own_is_refused_where_the_weights_stand_in_another():
+    *_, move = swapped(by_name)
+    with pytest.raises(RefusedGrowth, match="whose moments are whose is unknown"):
+        move()
+    *_, move = swapped(by_name, named=True)
+    assert move().moved == 6
 
 
 def test_a_reset_loads_nothing_at_all():

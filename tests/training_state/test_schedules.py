@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_optimizers import INPUTS, make_net, train
+from test_optimizers import INPUTS, grown, make_net, train, trained
 from torch import optim
 from torch.optim import lr_scheduler
 
@@ -235,3 +235,48 @@ def test_groups_with_different_rates_are_not_joined():
     small, checkpoint, _ = small_run(layers, SHARED["cosine"])
     with pytest.raises(RefusedGrowth, match="group 0 of the config joins parameters with the rates"):
         resume(small, checkpoint, (9,), lambda net: [{"params": net.parameters()}], SHARED["cosine"], "transfer")
+
+
+SETTINGS = {  # (in the checkpoint, in the config, what differs)
+    "cosine": (
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+        "T_max=10",
+    ),
+    "one cycle": (
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=30),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=40),
+        "total_steps=30 in the checkpoint, 40 in the config",
+    ),
+    "cycle": (
+        lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=5, cycle_momentum=False),
+        lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=7, cycle_momentum=False),
+        "total_size=10",
+    ),
+    "decay": (lambda o: lr_scheduler.StepLR(o, 5), lambda o: lr_scheduler.StepLR(o, 5, gamma=0.5), "gamma=0.1"),
+    "plateau": (lr_scheduler.ReduceLROnPlateau, lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3), "patience=10"),
+    "within": (
+        lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.LinearLR(o), lr_scheduler.StepLR(o, 5)], [5]),
+        lambda o: lr_scheduler.SequentialLR(o, [lr_scheduler.LinearLR(o), lr_scheduler.StepLR(o, 9)], [6]),
+        r"milestones=\[5\] in the checkpoint, \[6\] in the config; StepLR has step_size=5",
+    ),
+}
+
+
+@pytest.mark.parametrize(("had", "has", "said"), SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("optimizer", ["reset", "transfer"])
+def test_a_schedule_that_the_config_builds_otherwise_is_refused(had, has, said, optimizer):
+    net, _, checkpoint = trained(lambda parameters: optim.SGD(parameters, lr=0.1), named=False)
+    old = optim.SGD(net.parameters(), lr=0.1)
+    target, plan = grown(net)
+    checkpoint |= {"lr_schedulers": [had(old).state_dict()], "state_dict": target.state_dict()}
+    checkpoint["optimizer_states"] = [old.state_dict()]
+    choices = {"optimizer": optimizer, "scheduler": "keep"}
+
+    def go_on(schedule):
+        new = optim.SGD(target.parameters(), lr=0.1)
+        return carry_optimizers(checkpoint, target, [new], [schedule(new)], plan, **choices)
+
+    with pytest.raises(RefusedGrowth, match=f"{said}.*Give the config the checkpoint's.*scheduler='reset'"):
+        go_on(has)
+    assert go_on(had).lr_schedulers == checkpoint["lr_schedulers"]
