@@ -21,7 +21,7 @@ from lightning_grow.comparison import (
     shapes_differ,
 )
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint, write_checkpoint
+from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.rebuild import Source, rebuild_source
 from lightning_grow.files.record import (
@@ -30,6 +30,7 @@ from lightning_grow.files.record import (
     record_architecture,
     restore_attributes,
 )
+from lightning_grow.files.writing import write_checkpoint
 from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
@@ -116,7 +117,7 @@ def convert_checkpoint(
         raise RefusedGrowth(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )
-    checkpoint = read_checkpoint(path, weights_only=weights_only)
+    checkpoint = read_checkpoint(path, weights_only=weights_only, hparams=dict(getattr(target, "hparams", None) or {}))
     _gather_optimizers(checkpoint)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     check_has_states(checkpoint, **choices)

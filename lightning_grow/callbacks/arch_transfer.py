@@ -294,6 +294,7 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
             checkpoint_path,
             weights_only=weights_only is not False,
             load=lambda path, only: own(path, weights_only=only),
+            hparams=dict(trainer.lightning_module.hparams),
         )
 
     return load_checkpoint

@@ -1,11 +1,15 @@
 """A mixin for LightningModules that records its architecture and grows in `load_from_checkpoint`."""
 
 from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning_grow.comparison import shapes_differ
 from lightning_grow.convert import GROWN_OUTSIDE, grow_checkpoint
-from lightning_grow.errors import RefusedGrowth
+from lightning_grow.errors import CheckpointError, RefusedGrowth
+from lightning_grow.files.archive import check_file
+from lightning_grow.files.checkpoint import explain
 from lightning_grow.files.hparams import to_plain
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import record_architecture, restore_attributes
@@ -34,6 +38,40 @@ class GrowableMixin:
     """
 
     transfer_options: RebuildOptions | Callable[[], RebuildOptions] = {}  # noqa: RUF012
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Lightning's own, behind the checks of the file: whole, with every checksum right; nothing in it runs.
+
+        Args:
+            checkpoint_path: A path, an address that fsspec knows, or an open file.
+            map_location: See `LightningModule.load_from_checkpoint`.
+            hparams_file: Likewise.
+            strict: Likewise.
+            weights_only: False for a file of your own that needs code to load.
+            **kwargs: Hyperparameters in place of the file's; a bigger size grows.
+
+        Raises:
+            CheckpointError: The file cannot be read, or its weights are not finite.
+            RefusedGrowth: It cannot be grown.
+        """
+        load: Any = super().load_from_checkpoint  # type: ignore[misc]
+        if isinstance(checkpoint_path, (str, Path)):
+            check_file(checkpoint_path)
+        try:
+            return load(
+                checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only is not False, **kwargs
+            )
+        except UnpicklingError as error:
+            raise CheckpointError(explain(checkpoint_path, error)) from error
 
     def describe_inputs(self, hparams: dict[str, Any]) -> str:
         """Say in a sentence how the input size comes about; shown when checkpoint and config disagree on it.

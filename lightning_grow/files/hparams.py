@@ -94,6 +94,23 @@ def find_hparams(module: nn.Module) -> dict[str, Any]:
     return dict(to_plain(dict(getattr(module, "hparams", None) or {})))
 
 
+def find_types(value: Any) -> set[type]:
+    """The dataclasses and enums that a value is made of: what a file with such hyperparameters needs to be read.
+
+    >>> from http import HTTPStatus
+    >>> find_types({"codes": [HTTPStatus.OK]}) == {HTTPStatus}
+    True
+    """
+    fields = find_fields(value)
+    inside = (
+        list(fields.values()) if fields is not None else list(value) if isinstance(value, (list, tuple, set)) else []
+    )
+    own = (
+        {type(value)} if isinstance(value, Enum) or (fields is not None and dataclasses.is_dataclass(value)) else set()
+    )
+    return own.union(*map(find_types, inside))
+
+
 def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each hyperparameter that differs, as (source's, target's); a list equals the tuple of the same items.
 
@@ -113,7 +130,8 @@ def name_differences(differing: Mapping[str, tuple[Any, Any]], within: str = "")
     >>> list(name_differences({"env": ({"id": "Old-v0", "n": 2}, {"id": "New-v0", "n": 2})}))
     ['env.id: Old-v0 in the checkpoint, New-v0 in the config.']
     """
-    for key, (had, has) in differing.items():
+    for key, pair in differing.items():
+        had, has = map(_bare, pair)
         if isinstance(had, dict) and isinstance(has, dict):
             yield from name_differences(compare_hparams(had, has), f"{within}{key}.")
         else:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lightning_grow.errors import CheckpointError
-from lightning_grow.files.checkpoint import check_finite, read_checkpoint, read_file, write_checkpoint
+from lightning_grow.files.checkpoint import check_finite, read_checkpoint, read_file
+from lightning_grow.files.writing import write_checkpoint
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(40.0), "bias": torch.ones(3)}, "epoch": 2}
 
@@ -60,10 +61,15 @@ def test_every_fault_of_a_file_is_named_with_its_path(good, fault):
     assert str(good) in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1/a.ckpt", "https://host/a.ckpt", "s3://bucket/a.ckpt"])
-def test_an_address_is_never_opened(address):
+@pytest.mark.parametrize("address", ["http://127.0.0.1/a.ckpt", "https://host/a.ckpt"])
+def test_a_file_of_the_web_is_never_opened(address):
     with pytest.raises(CheckpointError, match="Download it first"):
         read_checkpoint(address)
+
+
+def test_an_address_that_nothing_here_can_open_is_named():
+    with pytest.raises(CheckpointError, match=r"nowhere://a\.ckpt: no way to open this address"):
+        read_checkpoint("nowhere://a.ckpt")
 
 
 def test_a_whole_file_reads_back(good):
@@ -146,7 +152,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(good):
 
 KILLED_WRITER = """
 import os, signal, sys, torch
-from lightning_grow.files.checkpoint import write_checkpoint
+from lightning_grow.files.writing import write_checkpoint
 class Killer:
     def __reduce__(self):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,97 @@
+"""What a checkpoint file is, before it is opened: whole, with every checksum right, and of the kind that is read."""
+
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+
+from lightning_grow.errors import CheckpointError, MissingCheckpoint
+
+AGAIN = "Copy it again, or resume from an earlier checkpoint."
+
+
+def check_file(path: str | Path, *, others: bool = False) -> None:
+    """Refuse what is no whole file.
+
+    Args:
+        path: A path, or an address that fsspec knows.
+        others: Whether another reader may know an address that fsspec does not (a CheckpointIO of one's own).
+
+    Raises:
+        CheckpointError: It is a folder, missing, empty, cut short, damaged, cannot be opened, or is a file from the
+            web.
+    """
+    if str(path).startswith(("http://", "https://")):
+        raise CheckpointError(
+            f"{path} is an address, and a file from the network must not be opened unseen. "
+            "Download it first, compare its checksum, and pass the local path."
+        )
+    try:
+        filesystem, name = url_to_fs(str(path))
+    except (ValueError, ImportError) as error:
+        if others:
+            return
+        raise CheckpointError(f"{path}: no way to open this address ({error}). Download the file first.") from error
+    try:
+        _check(path, filesystem, name)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of a file system, which may be a cloud's
+        raise CheckpointError(f"{path} cannot be opened ({type(error).__name__}: {error}).") from error
+
+
+def _check(path: str | Path, filesystem: Any, name: str) -> None:
+    if filesystem.isdir(name):
+        raise CheckpointError(
+            f"{path} is a folder{_kind({Path(item).name for item in filesystem.ls(name, detail=False)}, path)}"
+        )
+    if not filesystem.isfile(name):
+        raise MissingCheckpoint(f"{path} does not exist. Pass the path of a checkpoint file.")
+    with filesystem.open(name, "rb") as file:
+        start = file.read(4)
+        if not start:
+            raise CheckpointError(
+                f"{path} is empty: the run that wrote it was stopped. Resume from an earlier checkpoint."
+            )
+        if start == b"PK\x03\x04":
+            _check_archive(path, file, filesystem.size(name))
+
+
+def _kind(names: set[str], path: str | Path) -> str:
+    """Say what a folder is, and what to do with it."""
+    if "zero_to_fp32.py" in names or "latest" in names:
+        return (
+            f" of DeepSpeed. Make one file of it (python {path}/zero_to_fp32.py {path} weights.ckpt), whose weights "
+            "lightning_grow.convert_checkpoint grows; its moments stay behind."
+        )
+    if any(name == "config.json" or name.endswith(".safetensors") for name in names):
+        return (
+            " of Hugging Face. Load the model with from_pretrained, and grow it in memory: "
+            "lightning_grow.grow(small, big)."
+        )
+    return (
+        ": a sharded checkpoint. Consolidate it into one file "
+        f"(python -m lightning.fabric.utilities.consolidate_checkpoint {path}), "
+        "then grow that file with lightning_grow.convert_checkpoint."
+    )
+
+
+def _check_archive(path: str | Path, file: IO[bytes], size: int) -> None:
+    # torch.load checks no CRC: one flipped byte in a tensor would load as silently different weights.
+    try:
+        archive = zipfile.ZipFile(file)
+        records = archive.infolist()
+        if twice := [name for name, count in Counter(record.filename for record in records).items() if count > 1]:
+            raise CheckpointError(f"{path} is damaged: it has record {twice[0]!r} twice. {AGAIN}")
+        stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+        if not stored or sum(record.file_size for record in records) > size:
+            raise CheckpointError(f"{path} is a zip archive that torch.save did not write. Pass a checkpoint file.")
+        damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+        raise CheckpointError(f"{path} is cut short or damaged ({size} bytes; {error}). {AGAIN}") from error
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: the bytes of record {damaged!r} do not match their checksum. {AGAIN}"
+        )
