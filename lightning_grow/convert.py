@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -126,6 +127,7 @@ def convert_checkpoint(
     carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
+    checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # a Trainer resumes no file without it
     checkpoint.pop("hparams_type", None)
     record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
     write_checkpoint(checkpoint, out)

@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map
 from typing_extensions import Unpack
@@ -18,7 +17,15 @@ from typing_extensions import Unpack
 from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.interceptions import Interceptions
 from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
-from lightning_grow.callbacks.surroundings import check_total, clear_monitors, warn_of_cli, warn_of_tuners
+from lightning_grow.callbacks.surroundings import (
+    check_progress,
+    check_total,
+    check_version,
+    clear_monitors,
+    in_precision,
+    warn_of_cli,
+    warn_of_tuners,
+)
 from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
@@ -290,12 +297,14 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
         if trainer.strategy.restore_checkpoint_after_setup:
             check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
             return dict(own(checkpoint_path, weights_only=weights_only))
-        return read_checkpoint(
+        checkpoint = read_checkpoint(
             checkpoint_path,
             weights_only=weights_only is not False,
             load=lambda path, only: own(path, weights_only=only),
             hparams=dict(trainer.lightning_module.hparams),
         )
+        check_version(checkpoint, checkpoint_path)
+        return checkpoint
 
     return load_checkpoint
 
@@ -306,6 +315,7 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
     def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
         if "state_dict" not in checkpoint:
             return hook(checkpoint)  # a sharded strategy has loaded it by itself
+        check_progress(trainer, checkpoint)
         module, as_saved = trainer.lightning_module, tree_map(lambda leaf: leaf, checkpoint)
         try:
             hook(checkpoint)  # the user's hook first: it may rename keys
@@ -331,19 +341,6 @@ def _carrying(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any])
         own(checkpoint)
 
     return load_optimizer_state_dict
-
-
-def in_precision(trainer: Trainer, module: Any) -> nn.Module:
-    """A module and its example inputs in the precision that it trains in; Lightning converts modules only later.
-
-    Args:
-        trainer: Has the precision.
-        module: Changed in place.
-    """
-    module = trainer.precision_plugin.convert_module(module)
-    if getattr(module, "example_input_array", None) is not None:
-        module.example_input_array = trainer.precision_plugin.convert_input(module.example_input_array)
-    return module  # type: ignore[no-any-return]
 
 
 def _parameters(module: LightningModule) -> dict[str, Parameter]:

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_grow.callbacks.arch_transfer import UNTRACED, ArchTransfer, ArchTransferOptions, in_precision
+from lightning_grow.callbacks.arch_transfer import UNTRACED, ArchTransfer, ArchTransferOptions
 from lightning_grow.callbacks.plateau import Plateau
 from lightning_grow.callbacks.reporting import print_report
 from lightning_grow.callbacks.snapshot import find_averages, load_training_state, take_snapshot
-from lightning_grow.callbacks.surroundings import find_callbacks
+from lightning_grow.callbacks.surroundings import find_callbacks, in_precision
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain

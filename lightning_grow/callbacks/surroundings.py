@@ -1,12 +1,17 @@
 """The Trainer around a resume: its total, and its other callbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
-from lightning_grow.errors import RefusedGrowth
+from lightning_grow.errors import CheckpointError, RefusedGrowth
+
+MOST = 2**62
+"""No run counts further; torch's integers end a little later."""
 
 
 def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
@@ -29,6 +34,57 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
                 f"the checkpoint's run has already reached its total: {count} of {name}={total}. "
                 f"Ask for more: trainer.{name}={count + max(total, 1)}, say."
             )
+
+
+def check_version(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to resume what Lightning cannot bring to its own version.
+
+    Raises:
+        CheckpointError: The checkpoint does not say which Lightning wrote it.
+    """
+    if "pytorch-lightning_version" not in checkpoint:
+        raise CheckpointError(
+            f"{path} does not say which version of Lightning wrote it ('pytorch-lightning_version'), so a Trainer "
+            "cannot resume it. Make a file of it that can be resumed: lightning_grow.convert_checkpoint."
+        )
+
+
+def check_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse progress that the Trainer's loops cannot take up: they would fail after the weights have loaded.
+
+    Args:
+        trainer: Its own loops tell what a state of theirs looks like.
+        checkpoint: The run so far, in the form of the Lightning that is here.
+
+    Raises:
+        CheckpointError: Something is missing, or of another type than the loop's own.
+    """
+    name = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}.get(
+        str(getattr(trainer.state.fn, "value", ""))
+    )
+    if name is None or "loops" not in checkpoint:
+        return
+    wrong = list(_unlike(checkpoint["loops"], {name: getattr(trainer, name).state_dict()}, "['loops']"))
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint's progress cannot be taken up: {'; '.join(wrong[:3])}. It was damaged, or a Lightning "
+            "that keeps its progress in another way wrote it: resume from an earlier checkpoint."
+        )
+
+
+def _unlike(saved: Any, own: Any, place: str) -> Iterator[str]:
+    """Where a saved state lacks what a loop's own has, or has it in another type."""
+    if isinstance(own, dict):
+        if not isinstance(saved, dict):
+            yield f"{place} is {saved!r}, and should be a dict"
+            return
+        for key, item in own.items():
+            if key not in saved:
+                yield f"{place}[{key!r}] is missing"
+            else:
+                yield from _unlike(saved[key], item, f"{place}[{key!r}]")
+    elif isinstance(own, (bool, int)) and (type(saved) is not type(own) or abs(saved) > MOST):
+        yield f"{place} is {saved!r}, and should be a {type(own).__name__}"
 
 
 def find_callbacks(trainer: Trainer, *names: str) -> list[Callback]:
@@ -63,3 +119,16 @@ def warn_of_tuners(trainer: Trainer) -> None:
             "Lightning (2.6) empties the loaded checkpoint when it has finished its search. Search in a run of its "
             "own, then resume without it."
         )
+
+
+def in_precision(trainer: Trainer, module: Any) -> nn.Module:
+    """A module and its example inputs in the precision that it trains in; Lightning converts modules only later.
+
+    Args:
+        trainer: Has the precision.
+        module: Changed in place.
+    """
+    module = trainer.precision_plugin.convert_module(module)
+    if getattr(module, "example_input_array", None) is not None:
+        module.example_input_array = trainer.precision_plugin.convert_input(module.example_input_array)
+    return module  # type: ignore[no-any-return]

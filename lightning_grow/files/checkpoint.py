@@ -14,6 +14,7 @@ from lightning_grow.errors import CheckpointError
 from lightning_grow.files.archive import check_file
 from lightning_grow.files.foreign import describe, describe_file
 from lightning_grow.files.hparams import find_types
+from lightning_grow.files.sections import check_sections
 
 KEY = "lightning_grow"
 """The library's own key in a checkpoint; everything under it is of plain types."""
@@ -38,12 +39,13 @@ def read_checkpoint(
         The checkpoint; `state_dict` is in it.
 
     Raises:
-        CheckpointError: The file is missing, a folder, empty, cut short, damaged, no checkpoint, or would need code
-            to load.
+        CheckpointError: The file is missing, a folder, empty, cut short, damaged, no checkpoint, would need code to
+            load, or has something under a key that cannot be what the key is for.
     """
     with torch.serialization.safe_globals(list(find_types(hparams))):
         checkpoint = read_file(path, weights_only=weights_only, load=load)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), Mapping):
+        check_sections(checkpoint, KEY, path)
         return checkpoint
     raise CheckpointError(f"{path} is not a Lightning checkpoint: {describe(checkpoint)}")
 

@@ -14,7 +14,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import in_kind
 from lightning_grow.files.record import checkpoint_hparams, find_record
 from lightning_grow.pair.input_names import INPUT_NAMES
-from lightning_grow.trace.names import align_names, find_tensors
+from lightning_grow.trace.names import align_names
 from lightning_grow.trace.untouched import untouched_rng
 
 Source = Callable[[dict[str, Any]], nn.Module]
@@ -107,8 +107,10 @@ def configure(module: nn.Module) -> nn.Module:
 def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
     own = module.state_dict()
     state = align_names(state, own)
-    expected = {name: tuple(tensor.shape) for name, tensor in find_tensors(own).items()}
-    given = {name: tuple(tensor.shape) for name, tensor in find_tensors(state).items()}
+    expected, given = (
+        {name: tuple(item.shape) if isinstance(item, Tensor) else "no tensor" for name, item in items.items()}
+        for items in (own, state)
+    )
     wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
     if wrong:
         name = wrong[0]

@@ -55,6 +55,9 @@ MADE: dict[str, tuple[str, ...]] = {
 }
 """The kinds that torch's optimizers make at a parameter's first step, and miss ever after if some are not there."""
 
+MOST_STEPS = 2.0**53
+"""No optimizer counts further: in a float every step is told from the one before it up to here."""
+
 PLAIN = (bool, int, float, str, bytes, type(None), Tensor)
 
 
@@ -102,19 +105,27 @@ def move_moments(
     for setting, kind in NEEDED.items():
         if moved and settings.get(setting) and kind not in moved and optimizer != "SGD":  # which makes it when needed
             raise NotMoved(f"the config asks for {setting}, and the checkpoint has no {kind!r}")
-    for kind in MADE.get(optimizer, ()) if moved else ():
+    for kind in ("step", *MADE[optimizer]) if moved and optimizer in MADE else ():
         if kind not in moved:
             raise NotMoved(f"{optimizer} needs the state {kind!r}, which the checkpoint's optimizer has not")
     return _factor_again(moved, old)
 
 
 def _check(kind: str, value: Any, shape: tuple[int, ...]) -> None:
+    if kind == "step" and not isinstance(value, Tensor):
+        value = torch.tensor(value, dtype=torch.float64) if isinstance(value, (int, float)) else value
     if not isinstance(value, Tensor):
+        if kind in POWERS or kind == "step":
+            raise NotMoved(f"its state {kind!r} is of the type {type(value).__name__}")
         return
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        raise NotMoved(f"its state {kind!r} is no dense tensor")
     if value.dim() and not fits(kind, value, shape):
         raise NotMoved(f"its state {kind!r} has the shape {tuple(value.shape)}, the parameter {shape}")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise NotMoved(f"its state {kind!r} holds NaN or infinity")
+    if kind == "step" and value.dim() == 0 and not 0 <= float(value) <= MOST_STEPS:
+        raise NotMoved(f"its state 'step' is {float(value):g}, which is no count of steps")
 
 
 def fits(kind: str, value: Tensor, shape: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.moments import NotMoved, fits, move_moments
 from lightning_grow.training_state.saved import SavedOptimizer, find_saved
 from lightning_grow.training_state.schedules import Groups, keep_schedules
+from lightning_grow.training_state.settings import check_settings
 
 OptimizerChoice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
@@ -85,8 +86,11 @@ def carry_optimizers(
     Raises:
         RefusedGrowth: A schedule cannot be kept with the optimizers that the config builds.
     """
-    if not checkpoint.get("optimizer_states") or (optimizer, scheduler) == ("reset", "reset"):
+    if (optimizer, scheduler) == ("reset", "reset") or not (optimizers or checkpoint.get("optimizer_states")):
         return CarriedState()
+    if not checkpoint.get("optimizer_states"):
+        raise RefusedGrowth(_nothing_there("the checkpoint holds no optimizer states", optimizer, scheduler))
+    check_settings(checkpoint["optimizer_states"], optimizers)
     names = [find_param_names(module, item) for item in optimizers]
     sources = [[[_source_name(plan, name) for name in group] for group in groups] for groups in names]
     saved = find_saved(checkpoint, [_without_new(*pair) for pair in zip(names, sources, strict=True)], plan)
@@ -121,11 +125,15 @@ def check_has_states(checkpoint: Mapping[str, Any], optimizer: OptimizerChoice, 
         RefusedGrowth: Moments or schedules are asked for, and the checkpoint holds no optimizer states.
     """
     if "optimizer_states" not in checkpoint and (optimizer, scheduler) != ("reset", "reset"):
-        raise RefusedGrowth(
-            f"the checkpoint holds weights alone (ModelCheckpoint's save_weights_only), so nothing is there for "
-            f"optimizer={optimizer!r} and scheduler={scheduler!r} to go on with. Resume with a full checkpoint, or "
-            "start fresh: optimizer='reset', scheduler='reset'."
-        )
+        what = "the checkpoint holds weights alone (ModelCheckpoint's save_weights_only)"
+        raise RefusedGrowth(_nothing_there(what, optimizer, scheduler))
+
+
+def _nothing_there(what: str, optimizer: OptimizerChoice, scheduler: Schedule) -> str:
+    return (
+        f"{what}, so nothing is there for optimizer={optimizer!r} and scheduler={scheduler!r} to go on with. Resume "
+        "with a full checkpoint, or start fresh: optimizer='reset', scheduler='reset'."
+    )
 
 
 def check_shapes(states: Iterable[Mapping[str, Any]], optimizers: Iterable[Optimizer], module: nn.Module) -> None:

@@ -14,6 +14,9 @@ from lightning_grow.files.record import find_record, scheduler_kind
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum")
 """The entries of a parameter group that a scheduler writes."""
 
+IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+"""How torch computes a step: the config's business, and the machine's."""
+
 PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 """The entries of a scheduler's state that have one item for every parameter group."""
 
@@ -125,7 +128,7 @@ def _keep_groups(
         if number is None:
             group["lr"] = group.get("initial_lr", group["lr"]) * share
             kept = cycled
-        group.update({key: value for key, value in saved[number or 0].items() if key in kept})
+        group.update({key: value for key, value in saved[number or 0].items() if key in kept - IMPLEMENTATION})
 
 
 def _common_share(saved: Sequence[Mapping[str, Any]]) -> float:
