@@ -26,6 +26,7 @@ from lightning_grow.callbacks.surroundings import (
     warn_of_cli,
     warn_of_tuners,
 )
+from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint, growing_outside
 from lightning_grow.files.checkpoint import KEY, read_checkpoint
@@ -154,9 +155,9 @@ class ArchTransfer(Callback):
             self._forget()
         self._interceptions.release()
         put, strategy = self._interceptions.put, trainer.strategy
-        put(strategy, "load_checkpoint", lambda own: _reading(self, trainer, own))
-        put(pl_module, "on_load_checkpoint", lambda own: _growing(self, trainer, own))
-        put(strategy, "load_optimizer_state_dict", lambda own: _carrying(self, trainer, own))
+        put(strategy, "load_checkpoint", partial(_reading, self, trainer))
+        put(pl_module, "on_load_checkpoint", partial(_growing, self, trainer))
+        put(strategy, "load_optimizer_state_dict", partial(_carrying, self, trainer))
 
     def _carry(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rewrite optimizer and scheduler state as they load it: every callback has regrouped them by now."""
@@ -294,17 +295,13 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
         if callback._path == UNNAMED and trainer.state.fn == "fit":
             warn_of_tuners(trainer)
         callback._path = checkpoint_path
+        only = weights_only is not False
         if trainer.strategy.restore_checkpoint_after_setup:
-            check_sharded(checkpoint_path, trainer.lightning_module, weights_only=weights_only is not False)
+            together(lambda: check_sharded(checkpoint_path, trainer.lightning_module, weights_only=only))
             return dict(own(checkpoint_path, weights_only=weights_only))
-        checkpoint = read_checkpoint(
-            checkpoint_path,
-            weights_only=weights_only is not False,
-            load=lambda path, only: own(path, weights_only=only),
-            hparams=dict(trainer.lightning_module.hparams),
-        )
-        check_version(checkpoint, checkpoint_path)
-        return checkpoint
+        hparams, load = dict(trainer.lightning_module.hparams), lambda path, only: own(path, weights_only=only)
+        read = partial(read_checkpoint, weights_only=only, load=load, hparams=hparams)
+        return together(lambda: check_version(read(checkpoint_path), checkpoint_path))
 
     return load_checkpoint
 
@@ -312,7 +309,7 @@ def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
 def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     hook = growing_outside(own)
 
-    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+    def restore(checkpoint: dict[str, Any]) -> None:
         if "state_dict" not in checkpoint:
             return hook(checkpoint)  # a sharded strategy has loaded it by itself
         check_progress(trainer, checkpoint)
@@ -332,12 +329,12 @@ def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) 
         if copies := grown.keys() - NOT_COPIES - {"callbacks"}:  # the hook has taken the source's
             hook({**as_saved, **{key: grown[key] for key in copies}})
 
-    return on_load_checkpoint
+    return lambda checkpoint: together(lambda: restore(checkpoint))
 
 
 def _carrying(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
     def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
-        callback._carry(trainer, trainer.lightning_module)
+        together(lambda: callback._carry(trainer, trainer.lightning_module))
         own(checkpoint)
 
     return load_optimizer_state_dict

@@ -36,8 +36,8 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
             )
 
 
-def check_version(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse to resume what Lightning cannot bring to its own version.
+def check_version(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """Refuse to resume what Lightning cannot bring to its own version; returns it otherwise.
 
     Raises:
         CheckpointError: The checkpoint does not say which Lightning wrote it.
@@ -47,6 +47,7 @@ def check_version(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             f"{path} does not say which version of Lightning wrote it ('pytorch-lightning_version'), so a Trainer "
             "cannot resume it. Make a file of it that can be resumed: lightning_grow.convert_checkpoint."
         )
+    return checkpoint
 
 
 def check_progress(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
