@@ -52,7 +52,11 @@ def is_another(
     Where the tape that was saved is the target's own, no source is built. What cannot be compared is a plain resume.
     """
     saved, differing = read_ours(checkpoint).get("tape"), find_differing(checkpoint, target)
-    if not differing or (saved is not None and saved == own_fingerprint(target, options)):
+    if not differing:
+        return False
+    known = find_record(checkpoint).get("shapes", {})
+    is_whole = known.keys() >= find_tensors(target.state_dict()).keys()  # under strict_loading=False parts may be new
+    if is_whole and saved is not None and saved == own_fingerprint(target, options):
         return False
     with untouched_rng():
         try:
@@ -66,7 +70,7 @@ def is_another(
             return False
     with describing(checkpoint, target):
         refuse(plan)
-    return plan.moves
+    return plan.moves or any(item.source_name is None for item in plan.tensors.values())
 
 
 def own_fingerprint(module: nn.Module, options: Options) -> str | None:

@@ -176,6 +176,7 @@ def _grow(
     own = target.state_dict()
     state = align_names(checkpoint["state_dict"], own)
     module = rebuild_source(target, checkpoint, state, source)
+    state = {**align_names(module.state_dict(), own), **state}  # with what the file leaves out by design
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
     with untouched_rng(), describing(checkpoint, target):

@@ -24,9 +24,9 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         RefusedGrowth: Nothing is left to train.
     """
-    fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    epochs = fit_loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    done = {"max_epochs": epochs, "max_steps": checkpoint.get("global_step", 0)}
+    epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    ended = max(epochs.get("processed", 0), epochs.get("completed", 0))
+    done = {"max_epochs": ended, "max_steps": checkpoint.get("global_step", 0)}
     for name, count in done.items():
         total = getattr(trainer, name)
         if total is not None and total != -1 and count >= total:

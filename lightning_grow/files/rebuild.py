@@ -14,7 +14,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import in_kind
 from lightning_grow.files.record import checkpoint_hparams, find_record
 from lightning_grow.pair.input_names import INPUT_NAMES
-from lightning_grow.trace.names import align_names
+from lightning_grow.trace.names import align_names, find_tensors
 from lightning_grow.trace.untouched import untouched_rng
 
 Source = Callable[[dict[str, Any]], nn.Module]
@@ -47,7 +47,9 @@ def rebuild_source(
     if source is None and not hparams:
         raise RefusedGrowth(f"the checkpoint holds no hyperparameters, so its module cannot be built again. {WAYS_OUT}")
 
-    module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state)
+    # under strict_loading=False a part that the file leaves out by design (a frozen encoder) is the target's own
+    lent = {} if getattr(target, "strict_loading", True) else find_tensors(nn.Module.state_dict(target, keep_vars=True))
+    module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state, lent)
     _match_float_type(module, target)
     _match_example_inputs(module, target)
     if names := find_record(checkpoint).get("input_names"):
@@ -71,13 +73,13 @@ def build_module(
     return type(like)(**_init_arguments(type(like), in_kind(hparams, getattr(like, "hparams", None)), hparams_name))
 
 
-def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module:
+def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any], lent: Mapping[str, Tensor]) -> nn.Module:
     """Build on the meta device; on the CPU where that fails or leaves a tensor that no state dict carries."""
     with untouched_rng():
         try:
             with torch.device("meta"):
                 module = configure(build())
-            _assign(module, state)
+            _assign(module, state, lent)
             if not _has_meta_tensors(module):
                 return module
         except RefusedGrowth:
@@ -92,7 +94,7 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any]) -> nn.Module
                 f"the checkpoint's module cannot be built from its hyperparameters "
                 f"({type(error).__name__}: {error}). {WAYS_OUT}"
             ) from error
-        _assign(module, state)
+        _assign(module, state, lent)
         return module
 
 
@@ -104,9 +106,17 @@ def configure(module: nn.Module) -> nn.Module:
     return module
 
 
-def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
+def _assign(module: nn.Module, state: Mapping[str, Any], lent: Mapping[str, Tensor]) -> None:
     own = module.state_dict()
     state = align_names(state, own)
+    lacking = {name: item for name, item in nn.Module.state_dict(module).items() if name not in state}
+    for name in [name for name, item in lacking.items() if name in lent and lent[name].shape == item.shape]:
+        copy = lent[name].detach().clone()
+        if name in own:
+            state[name] = copy
+        else:  # the module leaves it out of its state dict
+            trained = isinstance(lent[name], nn.Parameter)
+            setattr(*_owner(module, name), nn.Parameter(copy, lent[name].requires_grad) if trained else copy)
     expected, given = (
         {name: tuple(item.shape) if isinstance(item, Tensor) else "no tensor" for name, item in items.items()}
         for items in (own, state)
@@ -127,7 +137,7 @@ def _assign(module: nn.Module, state: Mapping[str, Any]) -> None:
                 f"'{apart[0]}' and '{first}' are one tensor in the module built from the checkpoint's hyperparameters, "
                 f"and two different ones in the checkpoint. {WAYS_OUT}"
             )
-    module.load_state_dict(state, assign=True)
+    module.load_state_dict(state, assign=True, strict=not lent)
     for first, *others in tied:  # assigned name by name, they have come apart
         for name in others:
             setattr(*_owner(module, name), getattr(*_owner(module, first)))

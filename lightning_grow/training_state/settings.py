@@ -35,5 +35,6 @@ def _alike(saved: Any, built: Any) -> bool:
         same = isinstance(saved, (list, tuple)) and len(saved) == len(built)
         return same and all(_alike(*pair) for pair in zip(saved, built, strict=True))
     if isinstance(built, (int, float, Tensor)) and not isinstance(built, bool):
-        return isinstance(saved, (int, float, Tensor)) and bool(abs(torch.as_tensor(saved, dtype=torch.float64)) < MOST)
+        number = torch.as_tensor(saved, dtype=torch.float64) if isinstance(saved, (int, float, Tensor)) else None
+        return number is not None and number.numel() == 1 and bool(number.abs() < MOST)
     return built is None or saved is None or isinstance(saved, type(built))
