@@ -4,10 +4,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
@@ -127,7 +127,7 @@ def convert_checkpoint(
     carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
-    checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)  # a Trainer resumes no file without it
+    checkpoint.setdefault("pytorch-lightning_version", version("lightning"))  # a Trainer resumes no file without it
     checkpoint.pop("hparams_type", None)
     record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
     write_checkpoint(checkpoint, out)
