@@ -160,7 +160,9 @@ class Outcome:
 def try_file(whole: bytes, seed: int, folder: Path) -> tuple[str, str, Outcome]:
     """Make the file that a seed stands for and take it through one of the doors: the door, the change, the outcome."""
     path, door = folder / "tried.ckpt", ["convert", "fit", "validate", "convert"][seed % 4]
-    return door, make_file(whole, seed, path), judge(path, door, folder)
+    with warnings.catch_warnings():  # torch warns of much that is in such files
+        warnings.simplefilter("ignore")
+        return door, make_file(whole, seed, path), judge(path, door, folder)
 
 
 def judge(path: Path, door: str, folder: Path) -> Outcome:
