@@ -1,7 +1,7 @@
 """Grow a run on resume: the callback."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -11,29 +11,24 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.nn import Parameter
-from torch.utils._pytree import tree_map
 from typing_extensions import Unpack
 
 from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.interceptions import Interceptions
 from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
+from lightning_grow.callbacks.resume import UNNAMED, carrying, growing, reading
 from lightning_grow.callbacks.surroundings import (
-    check_progress,
     check_total,
-    check_version,
     clear_monitors,
     in_precision,
     warn_of_cli,
-    warn_of_tuners,
 )
-from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import own_fingerprint, shapes_differ
-from lightning_grow.convert import Growth, grow_checkpoint, growing_outside
-from lightning_grow.files.checkpoint import KEY, read_checkpoint
+from lightning_grow.convert import Growth, grow_checkpoint
+from lightning_grow.files.checkpoint import KEY
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import find_param_names, read_ours, record_architecture, restore_attributes
-from lightning_grow.files.sharded import check_sharded
 from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
@@ -45,10 +40,8 @@ from lightning_grow.training_state.optimizers import (
     check_shapes,
 )
 from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
-from lightning_grow.training_state.weight_copies import NOT_COPIES
 
 DEFAULT_WARMUP_STEPS = 100
-UNNAMED = "the checkpoint"
 UNTRACED = ""  # no fingerprint, which has 64 digits, nor None: that of a module that cannot be traced
 
 
@@ -136,6 +129,7 @@ class ArchTransfer(Callback):
         self._make_warmup()  # a wrong setting is an error here, not hours later
         self._forget()
         self._interceptions = Interceptions()
+        self._undo = ExitStack()  # until training starts: an optimizer may be refused when the weights have loaded
 
     def _make_warmup(self) -> Warmup:
         fresh = self.optimizer == "asymmetric"
@@ -155,9 +149,9 @@ class ArchTransfer(Callback):
             self._forget()
         self._interceptions.release()
         put, strategy = self._interceptions.put, trainer.strategy
-        put(strategy, "load_checkpoint", partial(_reading, self, trainer))
-        put(pl_module, "on_load_checkpoint", partial(_growing, self, trainer))
-        put(strategy, "load_optimizer_state_dict", partial(_carrying, self, trainer))
+        put(strategy, "load_checkpoint", partial(reading, self, trainer))
+        put(pl_module, "on_load_checkpoint", partial(growing, self, trainer))
+        put(strategy, "load_optimizer_state_dict", partial(carrying, self, trainer))
 
     def _carry(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rewrite optimizer and scheduler state as they load it: every callback has regrouped them by now."""
@@ -171,6 +165,10 @@ class ArchTransfer(Callback):
             self._carry_optimizers(trainer, pl_module, checkpoint, growth)
         if not self._warmup.is_finished or growth is not None:
             self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on nothing is taken back."""
+        self._undo.close()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the warm-up's factor; 1 once it is over, for Lightning repeats the last value of an epoch."""
@@ -221,7 +219,9 @@ class ArchTransfer(Callback):
         self._warmup.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise: Lightning calls no teardown after an error."""
+        """Likewise: Lightning calls no teardown after an error. The module is as it was if no step was taken."""
+        with suppress(type(exception)):
+            self._undo.__exit__(type(exception), exception, exception.__traceback__)
         self._interceptions.release()
         self._warmup.detach()
 
@@ -288,56 +288,6 @@ class ArchTransfer(Callback):
             for name, runs in self._new_entries.items()
             if name in parameters
         }
-
-
-def _reading(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
-    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        if callback._path == UNNAMED and trainer.state.fn == "fit":
-            warn_of_tuners(trainer)
-        callback._path = checkpoint_path
-        only = weights_only is not False
-        if trainer.strategy.restore_checkpoint_after_setup:
-            together(lambda: check_sharded(checkpoint_path, trainer.lightning_module, weights_only=only))
-            return dict(own(checkpoint_path, weights_only=weights_only))
-        hparams, load = dict(trainer.lightning_module.hparams), lambda path, only: own(path, weights_only=only)
-        read = partial(read_checkpoint, weights_only=only, load=load, hparams=hparams)
-        return together(lambda: check_version(read(checkpoint_path), checkpoint_path))
-
-    return load_checkpoint
-
-
-def _growing(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
-    hook = growing_outside(own)
-
-    def restore(checkpoint: dict[str, Any]) -> None:
-        if "state_dict" not in checkpoint:
-            return hook(checkpoint)  # a sharded strategy has loaded it by itself
-        check_progress(trainer, checkpoint)
-        module, as_saved = trainer.lightning_module, tree_map(lambda leaf: leaf, checkpoint)
-        try:
-            hook(checkpoint)  # the user's hook first: it may rename keys
-        except Exception:
-            if not shapes_differ(as_saved["state_dict"], module):
-                raise
-            checkpoint |= as_saved  # it may load a copy of the weights: that has to grow before
-            callback._grow(trainer, module, checkpoint)
-            return hook(checkpoint)
-        checkpoint |= {key: item for key, item in as_saved.items() if key not in checkpoint}
-        before = dict(checkpoint)
-        callback._grow(trainer, module, checkpoint)
-        grown = {key: item for key, item in checkpoint.items() if item is not before.get(key)}
-        if copies := grown.keys() - NOT_COPIES - {"callbacks"}:  # the hook has taken the source's
-            hook({**as_saved, **{key: grown[key] for key in copies}})
-
-    return lambda checkpoint: together(lambda: restore(checkpoint))
-
-
-def _carrying(callback: ArchTransfer, trainer: Trainer, own: Callable[..., Any]) -> Callable[..., Any]:
-    def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
-        together(lambda: callback._carry(trainer, trainer.lightning_module))
-        own(checkpoint)
-
-    return load_optimizer_state_dict
 
 
 def _parameters(module: LightningModule) -> dict[str, Parameter]:
