@@ -176,7 +176,8 @@ def _grow(
     own = target.state_dict()
     state = align_names(checkpoint["state_dict"], own)
     module = rebuild_source(target, checkpoint, state, source)
-    state = {**align_names(module.state_dict(), own), **state}  # with what the file leaves out by design
+    left_out = {name: item for name, item in align_names(module.state_dict(), own).items() if name not in state}
+    state = {**state, **left_out}  # the file's own order first: it may tell whose moments are whose
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
     with untouched_rng(), describing(checkpoint, target):

@@ -215,6 +215,7 @@ class ArchTransfer(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""
+        self._undo.close()  # a fit of no batches never starts to train
         self._interceptions.release()
         self._warmup.detach()
 

@@ -34,6 +34,5 @@ def together(work: Callable[[], T]) -> T:
         raise own
     for rank, other in enumerate(all_shown):
         if other is not None:
-            other.add_note(f"In process {rank}.")
-            raise other
+            raise other from GrowError(f"This is the error of process {rank}.")
     return result

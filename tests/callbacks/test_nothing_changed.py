@@ -102,3 +102,13 @@ def test_an_error_in_the_middle_of_training_takes_nothing_back(tmp_path):
     grown = torch.load(path, weights_only=True)["state_dict"]["net.0.weight"]
     assert not torch.equal(module.net[0].weight, fresh)
     torch.testing.assert_close(module.net[0].weight[:8], grown, rtol=0, atol=0.03)  # two steps of at most 0.01 away
+
+
+def test_a_fit_of_no_batches_leaves_nothing_to_take_back(tmp_path):
+    _, path = train_small(tmp_path, Stack, ArchTransfer())
+    module, callback = Stack((12,)), ArchTransfer()
+    trainer = make_trainer(tmp_path, callback, max_epochs=3, limit_train_batches=0)
+    trainer.fit(module, batches(), batches(), ckpt_path=path)
+    grown = module.net[0].weight.clone()
+    callback.on_exception(trainer, module, LookupError("of a later fit"))
+    assert torch.equal(module.net[0].weight, grown)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stacks import Stack, batches, fit, make_trainer, train_small, weights
 
-from lightning_grow import ArchTransfer
+from lightning_grow import ArchTransfer, convert_checkpoint
 
 OPTIMIZERS = {
     "SGD": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
@@ -113,3 +113,46 @@ def test_a_run_that_was_killed_goes_on_from_its_last_file(tmp_path, request):
         return trainer
 
     assert same(train(middle), train(small))
+
+
+class Pair(Stack):
+    """Two layers of the same shapes, which stand in one order or in the other."""
+
+    order = ("query", "key")
+
+    def __init__(self, hidden_dims=(8,), state_dim=4):
+        super().__init__(hidden_dims, state_dim)
+        for name in self.order:
+            setattr(self, name, torch.nn.Linear(2, 2))
+
+    def forward(self, x):
+        hidden = self.net(x).tanh()
+        return self.query(hidden).tanh() * self.key(hidden)
+
+
+class Swapped(Pair):
+    order = ("key", "query")
+
+
+@pytest.mark.parametrize("door", ["fit", "convert"])
+def test_moments_follow_their_layers_where_a_file_of_lightnings_own_has_them_in_another_order(tmp_path, door):
+    _, path = train_small(tmp_path, Pair)
+    content = torch.load(path, weights_only=True)
+    names = [name for name, _ in Pair().named_parameters()]
+    old = {name: content["optimizer_states"][0]["state"][number]["exp_avg"] for number, name in enumerate(names)}
+    big, seen = Swapped((12,)), {}
+    if door == "convert":
+        convert_checkpoint(path, big, tmp_path / "big.ckpt", optimizer="transfer")
+        states = torch.load(tmp_path / "big.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+        seen = {name: states[number]["exp_avg"] for number, (name, _) in enumerate(big.named_parameters())}
+    else:
+
+        class Look(ArchTransfer):
+            def on_train_start(self, trainer, pl_module):
+                state = trainer.optimizers[0].state
+                seen.update({name: state[item]["exp_avg"].clone() for name, item in pl_module.named_parameters()})
+
+        fit(big, tmp_path, Look(optimizer="transfer"), ckpt_path=path, max_epochs=3)
+    assert seen.keys() == old.keys()
+    for name, moment in old.items():
+        assert torch.equal(seen[name][tuple(slice(size) for size in moment.shape)], moment), name
