@@ -118,7 +118,7 @@ def convert_checkpoint(
         raise RefusedGrowth(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )
-    checkpoint = read_checkpoint(path, weights_only=weights_only, hparams=dict(getattr(target, "hparams", None) or {}))
+    checkpoint = read_checkpoint(path, weights_only=weights_only, hparams=find_hparams(target))
     _gather_optimizers(checkpoint)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     check_has_states(checkpoint, **choices)

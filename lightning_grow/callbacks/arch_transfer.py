@@ -129,7 +129,7 @@ class ArchTransfer(Callback):
         self._make_warmup()  # a wrong setting is an error here, not hours later
         self._forget()
         self._interceptions = Interceptions()
-        self._undo = ExitStack()  # until training starts: an optimizer may be refused when the weights have loaded
+        self._undo = ExitStack()  # an optimizer may be refused when the weights have loaded: until it has its states
 
     def _make_warmup(self) -> Warmup:
         fresh = self.optimizer == "asymmetric"
@@ -165,10 +165,6 @@ class ArchTransfer(Callback):
             self._carry_optimizers(trainer, pl_module, checkpoint, growth)
         if not self._warmup.is_finished or growth is not None:
             self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on nothing is taken back."""
-        self._undo.close()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the warm-up's factor; 1 once it is over, for Lightning repeats the last value of an epoch."""
@@ -215,7 +211,6 @@ class ArchTransfer(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave trainer, module and optimizers as they were found."""
-        self._undo.close()  # a fit of no batches never starts to train
         self._interceptions.release()
         self._warmup.detach()
 

@@ -133,7 +133,6 @@ class GrowthSchedule(ArchTransfer):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where Lightning leaves out what a plateau is counted by."""
-        super().on_train_start(trainer, pl_module)
         loop, waits = trainer.fit_loop.epoch_loop, self.find_stage(find_hparams(pl_module)) < len(self.stages)
         left_out = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
         if self.plateau is not None and waits and left_out:

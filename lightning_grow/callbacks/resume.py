@@ -14,6 +14,7 @@ from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import shapes_differ
 from lightning_grow.convert import growing_outside
 from lightning_grow.files.checkpoint import read_checkpoint
+from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.sharded import check_sharded
 from lightning_grow.living.rollback import all_or_nothing
 from lightning_grow.training_state.weight_copies import NOT_COPIES
@@ -32,7 +33,7 @@ def reading(callback: Any, trainer: Trainer, own: Function) -> Function:
         if trainer.strategy.restore_checkpoint_after_setup:
             together(lambda: check_sharded(checkpoint_path, trainer.lightning_module, weights_only=only))
             return dict(own(checkpoint_path, weights_only=weights_only))
-        hparams, load = dict(trainer.lightning_module.hparams), lambda path, only: own(path, weights_only=only)
+        hparams, load = find_hparams(trainer.lightning_module), lambda path, only: own(path, weights_only=only)
         read = partial(read_checkpoint, weights_only=only, load=load, hparams=hparams)
         return together(lambda: check_version(read(checkpoint_path), checkpoint_path))
 
@@ -69,10 +70,11 @@ def growing(callback: Any, trainer: Trainer, own: Function) -> Function:
 
 
 def carrying(callback: Any, trainer: Trainer, own: Function) -> Function:
-    """Rewrite the optimizers' states as they load them."""
+    """Rewrite the optimizers' states as they load them; once they have, nothing of the growth is taken back."""
 
     def load_optimizer_state_dict(checkpoint: Mapping[str, Any]) -> None:
         together(lambda: callback._carry(trainer, trainer.lightning_module))
         own(checkpoint)
+        callback._undo.close()
 
     return load_optimizer_state_dict

@@ -42,6 +42,12 @@ def check_file(path: str | Path, *, others: bool = False) -> None:
         raise CheckpointError(f"{path} cannot be opened ({type(error).__name__}: {error}).") from error
 
 
+def open_file(path: str | Path) -> Any:
+    """Open a file for reading, wherever it is."""
+    filesystem, name = url_to_fs(str(path))
+    return filesystem.open(name, "rb")
+
+
 def _check(path: str | Path, filesystem: Any, name: str) -> None:
     if filesystem.isdir(name):
         raise CheckpointError(

@@ -7,11 +7,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from fsspec.core import url_to_fs
 from torch import Tensor
 
 from lightning_grow.errors import CheckpointError
-from lightning_grow.files.archive import check_file
+from lightning_grow.files.archive import check_file, open_file
 from lightning_grow.files.foreign import describe, describe_file
 from lightning_grow.files.hparams import find_types
 from lightning_grow.files.sections import check_sections
@@ -94,8 +93,7 @@ def check_finite(state: Mapping[str, Any], names: Iterable[str], path: str | Pat
 
 
 def _load(path: str, weights_only: bool) -> Any:
-    filesystem, name = url_to_fs(path)
-    with filesystem.open(name, "rb") as file:
+    with open_file(path) as file:
         return torch.load(file, map_location="cpu", weights_only=weights_only)
 
 
@@ -118,8 +116,7 @@ def explain(path: str | Path, error: Exception) -> str:
 
 def _find_unsafe_globals(path: str | Path, error: Exception) -> list[str]:
     try:
-        filesystem, name = url_to_fs(str(path))
-        with filesystem.open(name, "rb") as file:
+        with open_file(path) as file:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except Exception:  # no zip archive, or damaged inside: the message is all there is
         return sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))

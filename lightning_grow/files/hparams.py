@@ -102,13 +102,11 @@ def find_types(value: Any) -> set[type]:
     True
     """
     fields = find_fields(value)
-    inside = (
-        list(fields.values()) if fields is not None else list(value) if isinstance(value, (list, tuple, set)) else []
-    )
-    own = (
-        {type(value)} if isinstance(value, Enum) or (fields is not None and dataclasses.is_dataclass(value)) else set()
-    )
-    return own.union(*map(find_types, inside))
+    if fields is None:
+        own: set[type] = {type(value)} if isinstance(value, Enum) else set()
+        return own.union(*map(find_types, value if isinstance(value, (list, tuple, set)) else ()))
+    own = {type(value)} if dataclasses.is_dataclass(value) else set()
+    return own.union(*map(find_types, fields.values()))
 
 
 def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

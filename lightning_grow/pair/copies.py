@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from torch import Tensor, nn
@@ -33,59 +34,86 @@ def find_copies(target: nn.Module, match: Match) -> dict[str, str]:
     names = [strip_compiled(name) for name in target.state_dict()]
     values = {name: match.target.tensors[name] for name in names if name in match.target.tensors}
     idle = {name for name, value in values.items() if value not in used}
-    modules = {strip_compiled(name): module for name, module in target.named_modules()}
+    parts = _Parts(match, {strip_compiled(name): part for name, part in target.named_modules()}, values, idle)
+    copies: dict[str, str] = {}
+    for name in sorted(idle):
+        if name not in copies and parts.grows(name):
+            copies.update(parts.find(name))
+    return copies
 
-    def grows(name: str) -> bool:
-        grown = any(match.grows(atom) for axis in values[name].axes for atom in atoms(axis))
-        return grown or name not in match.names
 
-    def sizes(value: Value) -> tuple[int, ...]:
-        return tuple(axis.size for axis in value.axes)
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of the target, and what of them no operator uses.
 
-    def shapes(name: str) -> tuple[object, ...]:
-        old = match.names.get(name)
-        return sizes(values[name]), old and sizes(match.source.tensors[old])
+    Args:
+        match: It and its source, side by side.
+        modules: By name.
+        values: What is in its state dict.
+        idle: The names of those that no operator uses.
+    """
 
-    def partners(copy: str, original: str) -> dict[str, str]:
-        """The tensors of one module beside those of the other; empty where it is no copy."""
-        pairs = {name: original + name[len(copy) :] for name in values if name.startswith(f"{copy}.")}
-        alike = all(name in idle and other in values and shapes(name) == shapes(other) for name, other in pairs.items())
-        return pairs if alike and not idle.issuperset(pairs.values()) else {}
+    match: Match
+    modules: Mapping[str, nn.Module]
+    values: Mapping[str, Value]
+    idle: Collection[str]
 
-    def without_dots(copy: str) -> dict[str, str]:
-        """The buffers of a module without children beside the tensors that they are named for."""
-        mine = [name for name in values if name.startswith(f"{copy}.")]
-        if list(modules[copy].children()) or any(values[name].trained for name in mine):
-            return {}
-        for original in sorted(modules, key=lambda other: -SequenceMatcher(None, copy, other).ratio()):
-            prefix = original and f"{original}."
-            below = {_letters(name[len(original) :]): name for name in values if name.startswith(prefix)}
-            beside = {name: below.get(_letters(name[len(copy) :]), name) for name in mine}
-            pairs = {name: other for name, other in beside.items() if shapes(name) == shapes(other)}
-            pairs = {name: other for name, other in pairs.items() if other not in idle}
-            if pairs.keys() >= set(filter(grows, mine)):
+    def grows(self, name: str) -> bool:
+        """Whether a tensor is new, or has an axis that grows."""
+        grown = any(self.match.grows(atom) for axis in self.values[name].axes for atom in atoms(axis))
+        return grown or name not in self.match.names
+
+    def find(self, name: str) -> dict[str, str]:
+        """What a tensor is a copy of, and what is copied with it."""
+        for copy in _owners(name, self.modules):
+            if pairs := self._copied_module(copy) or self._without_dots(copy):
+                return pairs
+        used = [other for other in self.values if other not in self.idle and self._shapes(other) == self._shapes(name)]
+        contained = [other for other in used if _letters(other) in _letters(name)]
+        return {name: max(contained, key=len)} if contained and not self.values[name].trained else {}
+
+    def _copied_module(self, copy: str) -> dict[str, str]:
+        """The tensors of a module beside those of one that prints alike; empty where it is no copy."""
+        mine, shown = self._below(copy), repr(self.modules[copy])
+        alike = [other for other, part in self.modules.items() if other != copy and repr(part) == shown]
+        if not list(self.modules[copy].children()):
+            alike = [other for other in alike if _letters(other) in _letters(copy)]
+        for original in _most_similar(copy, alike):
+            pairs = {name: original + name[len(copy) :] for name in mine}
+            alike_in_all = all(name in self.idle and self._are_alike(name, other) for name, other in pairs.items())
+            if alike_in_all and any(other not in self.idle for other in pairs.values()):
                 return pairs
         return {}
 
-    def find(name: str) -> dict[str, str]:
-        for copy in _owners(name, modules):
-            alike = [other for other in modules if other != copy and repr(modules[other]) == repr(modules[copy])]
-            if not list(modules[copy].children()):
-                alike = [other for other in alike if _letters(other) in _letters(copy)]
-            for original in sorted(alike, key=lambda other: -SequenceMatcher(None, copy, other).ratio()):
-                if pairs := partners(copy, original):
-                    return pairs
-            if pairs := without_dots(copy):
+    def _without_dots(self, copy: str) -> dict[str, str]:
+        """The buffers of a module without children beside the tensors that they are named for."""
+        mine = self._below(copy)
+        if list(self.modules[copy].children()) or any(self.values[name].trained for name in mine):
+            return {}
+        for original in _most_similar(copy, self.modules):
+            named = {_letters(name[len(original) :]): name for name in self._below(original)}
+            beside = {name: named.get(_letters(name[len(copy) :]), name) for name in mine}
+            pairs = {name: other for name, other in beside.items() if self._are_alike(name, other)}
+            pairs = {name: other for name, other in pairs.items() if other not in self.idle}
+            if pairs.keys() >= set(filter(self.grows, mine)):
                 return pairs
-        used_alike = [other for other in values if other not in idle and shapes(other) == shapes(name)]
-        contained = [other for other in used_alike if _letters(other) in _letters(name)]
-        return {name: max(contained, key=len)} if contained and not values[name].trained else {}
+        return {}
 
-    copies: dict[str, str] = {}
-    for name in sorted(idle):
-        if name not in copies and grows(name):
-            copies.update(find(name))
-    return copies
+    def _below(self, module: str) -> list[str]:
+        return [name for name in self.values if name.startswith(module and f"{module}.")]
+
+    def _are_alike(self, name: str, other: str) -> bool:
+        return other in self.values and self._shapes(name) == self._shapes(other)
+
+    def _shapes(self, name: str) -> tuple[object, ...]:
+        """Its sizes in the target and in the source."""
+        old = self.match.names.get(name)
+        pair = (self.values[name], None if old is None else self.match.source.tensors[old])
+        return tuple(value and tuple(axis.size for axis in value.axes) for value in pair)
+
+
+def _most_similar(name: str, others: Iterable[str]) -> list[str]:
+    return sorted(others, key=lambda other: -SequenceMatcher(None, name, other).ratio())
 
 
 def substitutions(copies: Mapping[str, str]) -> list[dict[str, str]]:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lightning_grow.apply.apply import grow_state
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.files.checkpoint import KEY
 from lightning_grow.grow import Transfer
 from lightning_grow.trace.names import strip_compiled
 
-NOT_COPIES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters", "lightning_grow"}
+NOT_COPIES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters", KEY}
 WAY_OUT = "Save it under the full names of the parameters, or take it out of the checkpoint."
 
 

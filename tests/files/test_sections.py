@@ -114,7 +114,9 @@ def test_moments_that_are_none_start_fresh_and_are_named(tmp_path, small, change
 
 def test_how_torch_computes_a_step_is_the_configs_business(tmp_path, small):
     change_file(small, put(*GROUP, "capturable", True))  # as it was saved on a GPU
-    fit(Stack(hidden_dims=(12,)), tmp_path, ArchTransfer(optimizer="transfer"), ckpt_path=small, max_epochs=3)
+    trainer = fit(Stack(hidden_dims=(12,)), tmp_path, ArchTransfer(optimizer="transfer"), ckpt_path=small, max_epochs=3)
+    assert trainer.optimizers[0].param_groups[0]["capturable"] is False
+    assert trainer.global_step == 24
 
 
 def test_a_converted_file_can_be_resumed_whatever_it_was_made_of(tmp_path, small):
