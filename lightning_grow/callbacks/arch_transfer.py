@@ -39,6 +39,7 @@ from lightning_grow.training_state.optimizers import (
     check_has_states,
     check_shapes,
 )
+from lightning_grow.training_state.schedules import cover_groups
 from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
@@ -259,6 +260,8 @@ class ArchTransfer(Callback):
         choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         plan = growth.transfer.plan
         carried = carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, plan, **choices)
+        for scheduler in schedulers if self.scheduler == "reset" else ():
+            cover_groups(scheduler)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
             self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}

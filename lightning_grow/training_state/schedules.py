@@ -83,6 +83,20 @@ def keep_schedules(
     return moved
 
 
+def cover_groups(scheduler: Any) -> None:
+    """Lengthen the lists of a scheduler that starts anew by the groups a callback has brought back since it was built.
+
+    One that unfreezes parameters group by group leaves the rest to the scheduler's state, which a fresh start drops.
+    """
+    for key in PER_GROUP:
+        if isinstance(own := getattr(scheduler, key, None), list) and own:
+            rate = {"base_lrs": "initial_lr", "_last_lr": "lr"}.get(key)
+            more = scheduler.optimizer.param_groups[len(own) :]
+            own.extend(group.get(rate, group["lr"]) if rate else own[-1] for group in more)
+    for part in getattr(scheduler, "_schedulers", ()):
+        cover_groups(part)
+
+
 def match_groups(saved: Sequence[Sequence[str]], built: Sequence[Sequence[str]]) -> list[int | None]:
     """Find the saved group that each group of the config goes on with: the one most of its parameters come from.
 

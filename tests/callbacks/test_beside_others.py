@@ -25,6 +25,9 @@ class Backboned(L.LightningModule):
     def training_step(self, batch, batch_idx):
         return (self(batch[0]) - batch[1]).square().mean()
 
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
     def configure_optimizers(self):
         optimizer = torch.optim.Adam((item for item in self.parameters() if item.requires_grad), lr=1e-2)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
@@ -44,13 +47,14 @@ class Seen(L.Callback):
         (optimizer,) = trainer.optimizers
         self.outputs, self.moments = outputs(pl_module), len(optimizer.state)
         self.step, self.groups = trainer.global_step, len(optimizer.param_groups)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
 
 
-def run(hidden, folder, *callbacks, epochs, ckpt_path=None):
+def run(hidden, folder, *callbacks, epochs, ckpt_path=None, module_class=Backboned):
     L.seed_everything(1, verbose=False)
-    module = Backboned(hidden)
-    trainer = make_trainer(folder, *callbacks, max_epochs=epochs)
-    trainer.fit(module, data(), ckpt_path=ckpt_path)
+    module = module_class(hidden)
+    trainer = make_trainer(folder, *callbacks, max_epochs=epochs, enable_checkpointing=True)
+    trainer.fit(module, data(), data(), ckpt_path=ckpt_path)
     return trainer
 
 
