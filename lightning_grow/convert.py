@@ -31,7 +31,7 @@ from lightning_grow.files.record import (
     record_architecture,
     restore_attributes,
 )
-from lightning_grow.files.writing import write_checkpoint
+from lightning_grow.files.writing import is_same_file, write_checkpoint
 from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
@@ -88,7 +88,7 @@ def convert_checkpoint(
     Args:
         path: The source's checkpoint.
         target: The bigger module; not changed.
-        out: The file to write, in one piece or not at all; never `path` itself.
+        out: The file to write, in one piece or not at all, or its fsspec address; never `path` itself.
         source: A callable ``hparams -> nn.Module``, when the hyperparameters cannot rebuild the target's class.
         optimizer: "reset" leaves optimizers and schedulers out, so that they start as the target's config builds them;
             "transfer" moves the moments, as in `ArchTransfer`, and keeps the schedules:
@@ -101,7 +101,7 @@ def convert_checkpoint(
         The report of the transfer.
 
     Raises:
-        CheckpointError: The file cannot be read, or its weights are not finite.
+        CheckpointError: The file cannot be read, its weights are not finite, or `out` cannot be written.
         RefusedGrowth: The growth cannot be done, or `out` is `path`; nothing was written.
         UnknownStrategy: No strategy has that name.
         WrongSetting: An option has a value that nothing can be made of.
@@ -114,7 +114,7 @@ def convert_checkpoint(
             f"Expected optimizer to be 'reset' or 'transfer', but got {optimizer!r}. What 'asymmetric' does happens "
             "while a run goes on: use ArchTransfer(optimizer='asymmetric') in trainer.fit."
         )
-    if Path(out).resolve() == Path(path).resolve():
+    if is_same_file(path, out):
         raise RefusedGrowth(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )

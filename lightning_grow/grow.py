@@ -20,6 +20,7 @@ from lightning_grow.pair.copies import substitute, substitutions
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
+from lightning_grow.private import RESETS
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
@@ -217,7 +218,7 @@ def _materialised(target: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for name, part in real.named_modules():
             own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-            reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+            reset = next((getattr(part, name) for name in RESETS if hasattr(part, name)), None)
             if own and reset is None:
                 raise RefusedGrowth(
                     f"module '{name}' ({type(part).__name__}) is on the meta device and has no reset_parameters to "

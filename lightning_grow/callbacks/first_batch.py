@@ -7,11 +7,11 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.pair.examples import call_forms, runs_on
+from lightning_grow.private import data_source, transfer_batch, tree_map
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.untouched import untouched_rng
 
@@ -42,7 +42,7 @@ _WAY_OUT = "Pass example_inputs= (the arguments of forward, a tuple, or a dict o
 
 
 def _first_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
-    source = trainer._active_loop._data_source  # type: ignore[union-attr]
+    source = data_source(trainer)
     try:
         loaders = source.dataloader() if source.is_defined() else None
         loaders = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
@@ -68,9 +68,7 @@ def _samples(dataset: Any) -> Iterator[Any]:
 
 
 def _place(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return pl_module._apply_batch_transfer_handler(batch, device=pl_module.device, dataloader_idx=0)
+    return transfer_batch(pl_module, trainer.precision_plugin.convert_input(batch))
 
 
 def _describe(batch: Any) -> str:

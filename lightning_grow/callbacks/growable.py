@@ -14,6 +14,7 @@ from lightning_grow.files.hparams import to_plain
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import record_architecture, restore_attributes
 from lightning_grow.options import GrowthOptions, check_options
+from lightning_grow.private import TRAINER
 
 
 class RebuildOptions(GrowthOptions, total=False):
@@ -95,7 +96,7 @@ class GrowableMixin:
         if "hyper_parameters" in checkpoint:
             checkpoint["hyper_parameters"] = to_plain(checkpoint["hyper_parameters"])
             checkpoint.pop("hparams_type", None)  # a class: weights_only=True would refuse the file for it
-        trainer = getattr(self, "_trainer", None)
+        trainer = getattr(self, TRAINER, None)
         record_architecture(checkpoint, self, trainer.optimizers if trainer is not None else ())  # type: ignore[arg-type]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -111,7 +112,7 @@ class GrowableMixin:
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         if GROWN_OUTSIDE in checkpoint or "state_dict" not in checkpoint:
             return
-        trainer = getattr(self, "_trainer", None)
+        trainer = getattr(self, TRAINER, None)
         fitting = trainer is not None and trainer.state.fn == "fit"
         refusal = RefusedGrowth(
             f"the checkpoint holds another architecture than this {type(self).__name__}, or its inputs in another "

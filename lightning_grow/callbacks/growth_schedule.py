@@ -27,6 +27,7 @@ from lightning_grow.living.same_function import float_type, same_function
 from lightning_grow.living.trainable import Trainable
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.growth_plan import refuse
+from lightning_grow.private import HPARAMS_NAME, SPAWNING, metrics_of_validation, skips_validation
 from lightning_grow.trace.untouched import untouched_rng
 
 
@@ -99,7 +100,7 @@ class GrowthSchedule(ArchTransfer):
                 f"{type(trainer.strategy).__name__}. Train each stage in a run of its own, with convert_checkpoint in "
                 "between."
             )
-        if "_MultiProcessingLauncher" in (cls.__name__ for cls in type(trainer.strategy.launcher).__mro__):
+        if SPAWNING in (cls.__name__ for cls in type(trainer.strategy.launcher).__mro__):
             raise RefusedGrowth(
                 "GrowthSchedule grows the modules of the processes that train; where the Trainer spawns or forks those "
                 "itself (ddp_spawn, ddp_fork, ddp_notebook) the fit ends with the main process's module, which has not "
@@ -133,9 +134,8 @@ class GrowthSchedule(ArchTransfer):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where Lightning leaves out what a plateau is counted by."""
-        loop, waits = trainer.fit_loop.epoch_loop, self.find_stage(find_hparams(pl_module)) < len(self.stages)
-        left_out = loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch
-        if self.plateau is not None and waits and left_out:
+        waits = self.find_stage(find_hparams(pl_module)) < len(self.stages)
+        if self.plateau is not None and waits and skips_validation(trainer):
             rank_zero_warn(
                 "The checkpoint was saved at an epoch's last step, before its validation, and Lightning (2.6) does not "
                 f"make up for that: on_plateau has no {self.plateau.monitor!r} of this epoch and does not count it. "
@@ -146,7 +146,7 @@ class GrowthSchedule(ArchTransfer):
         """Take the monitored value now, for a checkpoint of this very moment is resumed without it."""
         if self.plateau is not None and not trainer.sanity_checking:
             self._validated = True
-            self._is_of_validation |= self.plateau.take(trainer._logger_connector.metrics["callback"])
+            self._is_of_validation |= self.plateau.take(metrics_of_validation(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Grow where the monitored value has stopped getting better."""
@@ -264,7 +264,7 @@ class GrowthSchedule(ArchTransfer):
 
     def _build(self, pl_module: LightningModule, stage: int) -> nn.Module:
         """A new module of a stage, or of the one that `pl_module` has reached if that is later; alike in every run."""
-        name: Any = getattr(pl_module, "_hparams_name", None)
+        name: Any = getattr(pl_module, HPARAMS_NAME, None)
         hparams = self._hparams(pl_module, stage)
         with untouched_rng():
             torch.manual_seed(self.options.seed + stage)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.utils._pytree import tree_map
 
 from lightning_grow.callbacks.interceptions import Function
 from lightning_grow.callbacks.surroundings import check_progress, check_version, warn_of_tuners
@@ -17,6 +16,7 @@ from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.sharded import check_sharded
 from lightning_grow.living.rollback import all_or_nothing
+from lightning_grow.private import tree_map
 from lightning_grow.training_state.weight_copies import NOT_COPIES
 
 UNNAMED = "the checkpoint"

@@ -6,9 +6,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map
 
 from lightning_grow.files.hparams import find_hparams
+from lightning_grow.private import AVERAGE, HPARAMS_NAME, tree_map
 
 
 def take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
     return {
         "state_dict": _on_cpu(pl_module.state_dict()),
         "hyper_parameters": find_hparams(pl_module),
-        "hparams_name": getattr(pl_module, "_hparams_name", None),
+        "hparams_name": getattr(pl_module, HPARAMS_NAME, None),
         "optimizer_states": [_on_cpu(optimizer.state_dict()) for optimizer in trainer.optimizers],
         "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "callbacks": {str(number): state for number, state in enumerate(averages)},
@@ -37,7 +37,7 @@ def load_training_state(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None
 def find_averages(trainer: Trainer) -> list[AveragedModel]:
     """The averaged copies of the module that callbacks keep."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
+    averages = [getattr(callback, AVERAGE, None) for callback in callbacks]
     return [average for average in averages if isinstance(average, AveragedModel)]
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_grow.errors import CheckpointError, RefusedGrowth
+from lightning_grow.private import ended_epochs
 
 MOST = 2**62
 """No run counts further; torch's integers end a little later."""
@@ -24,9 +25,7 @@ def check_total(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         RefusedGrowth: Nothing is left to train.
     """
-    epochs = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
-    ended = max(epochs.get("processed", 0), epochs.get("completed", 0))
-    done = {"max_epochs": ended, "max_steps": checkpoint.get("global_step", 0)}
+    done = {"max_epochs": ended_epochs(checkpoint), "max_steps": checkpoint.get("global_step", 0)}
     for name, count in done.items():
         total = getattr(trainer, name)
         if total is not None and total != -1 and count >= total:

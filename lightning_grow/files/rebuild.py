@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import in_kind
 from lightning_grow.files.record import checkpoint_hparams, find_record
 from lightning_grow.pair.input_names import INPUT_NAMES
+from lightning_grow.private import EXAMPLE, tree_map
 from lightning_grow.trace.names import align_names, find_tensors
 from lightning_grow.trace.untouched import untouched_rng
 
@@ -161,7 +161,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _has_meta_tensors(module: nn.Module) -> bool:
     """Whether a buffer outside the state dict, or a plain tensor attribute, was left without values."""
     attributes = (item for child in module.modules() for item in vars(child).items())
-    plain = [value for name, value in attributes if isinstance(value, Tensor) and name != "_example_input_array"]
+    plain = [value for name, value in attributes if isinstance(value, Tensor) and name != EXAMPLE]
     return any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers(), *plain])
 
 

@@ -10,6 +10,7 @@ from lightning_grow.errors import CheckpointError
 from lightning_grow.files.checkpoint import KEY
 from lightning_grow.files.hparams import find_hparams, is_plain, to_plain
 from lightning_grow.pair.input_names import find_input_names
+from lightning_grow.private import SCHEDULERS
 from lightning_grow.trace.names import find_tensors, strip_compiled
 
 ATTRIBUTES = "_lightning_grow_attributes"
@@ -97,7 +98,7 @@ def scheduler_kind(scheduler: Any) -> str:
     >>> scheduler_kind(torch.optim.lr_scheduler.ChainedScheduler([constant]))
     'ChainedScheduler(ConstantLR)'
     """
-    within = ", ".join(map(scheduler_kind, getattr(scheduler, "_schedulers", ())))
+    within = ", ".join(map(scheduler_kind, getattr(scheduler, SCHEDULERS, ())))
     return type(scheduler).__name__ + (f"({within})" if within else "")
 
 

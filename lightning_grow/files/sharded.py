@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from lightning_grow.errors import CheckpointError, RefusedGrowth
 from lightning_grow.files.checkpoint import read_checkpoint
+from lightning_grow.private import LAYOUT
 from lightning_grow.trace.names import find_tensors
 
 
@@ -100,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
 
 _PLAIN = {
     ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
+    LAYOUT,
     ("pathlib", "PosixPath"),
     ("pathlib", "PurePosixPath"),
     ("pathlib", "WindowsPath"),

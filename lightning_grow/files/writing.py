@@ -5,9 +5,14 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from lightning_grow.errors import CheckpointError
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -17,9 +22,36 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
 
     Args:
         checkpoint: What to save; its key of ours must be plain types.
-        path: Where; its folder is made when missing.
+        path: Where, or an address that fsspec knows, to which the whole file is sent; a folder is made when missing.
+
+    Raises:
+        CheckpointError: There is no room, no permission, or no way to write there; the old file is as it was.
     """
-    path = Path(path)
+    try:
+        filesystem, name = url_to_fs(str(path))
+        if isinstance(filesystem, LocalFileSystem):
+            _write(checkpoint, Path(name))
+        else:
+            with TemporaryDirectory() as folder:
+                _write(checkpoint, whole := Path(folder) / "whole.ckpt")
+                filesystem.put_file(str(whole), name)
+    except Exception as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch's writer hides a full disk
+        if not isinstance(cause, (OSError, ImportError, ValueError)):
+            raise
+        raise CheckpointError(
+            f"{path} cannot be written ({cause}); what was there is as it was. Make room, or write to another place."
+        ) from error
+
+
+def is_same_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths or addresses are those of one file."""
+    places = [url_to_fs(str(item)) for item in (path, other)]
+    names = {os.path.realpath(name) if isinstance(system, LocalFileSystem) else name for system, name in places}
+    return len({type(system) for system, _ in places}) == len(names) == 1
+
+
+def _write(checkpoint: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{path.name}.{platform.node()}."
     for stale in path.parent.glob(f"{glob.escape(mark)}*.tmp"):

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_grow.living.attributes import has_same_values, is_alike, named_parts, redirect
+from lightning_grow.private import TABLES, tables, tree_leaves
 
 Table = Mapping[str, Any]
-TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-"""Those of vars(module) in which nn.Module keeps its parts."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +74,21 @@ class _Change:
     def apply(self, module: nn.Module, grown: nn.Module, fresh: nn.Module, path: str) -> None:
         """Take over the tensors, then the submodules, then all other attributes."""
         own = vars(module)  # not setattr: a compiled module passes it on to the one inside
+        mine, theirs = tables(module), tables(grown)
         parameters = {
-            name: module._parameters[name] if _fits(module._parameters.get(name), new) else new
-            for name, new in grown._parameters.items()
+            name: mine.parameters[name] if _fits(mine.parameters.get(name), new) else new
+            for name, new in theirs.parameters.items()
         }
-        buffers = {name: self._buffer(module, grown, fresh, name, path) for name in grown._buffers}
+        buffers = {name: self._buffer(module, grown, fresh, name, path) for name in theirs.buffers}
         children: dict[str, nn.Module | None] = {}
-        for name, child in grown._modules.items():
-            mine, old = module._modules.get(name), fresh._modules.get(name)
-            if child is not None and mine is not None and old is not None and type(mine) is type(child) is type(old):
-                self.apply(mine, child, old, f"{path}{name}.")
-                children[name] = mine
+        for name, child in theirs.modules.items():
+            kept, old = mine.modules.get(name), tables(fresh).modules.get(name)
+            if child is not None and kept is not None and old is not None and type(kept) is type(child) is type(old):
+                self.apply(kept, child, old, f"{path}{name}.")
+                children[name] = kept
             else:
                 children[name] = child if child is None else child.train(module.training)
-        non_persistent = grown._non_persistent_buffers_set
-        own.update(zip(TABLES, (parameters, buffers, children, non_persistent), strict=True))
+        own.update(zip(TABLES, (parameters, buffers, children, theirs.non_persistent), strict=True))
         for name in [name for name in vars(grown) if name not in TABLES]:
             self._take_attribute(own, vars(fresh), vars(grown), name, path)
 
@@ -102,8 +100,9 @@ class _Change:
             attributes[name] = redirect(value, parts)
 
     def _buffer(self, module: nn.Module, grown: nn.Module, fresh: nn.Module, name: str, path: str) -> Tensor | None:
-        own, old, new = module._buffers.get(name), fresh._buffers.get(name), grown._buffers[name]
-        if name not in grown._non_persistent_buffers_set:
+        own, old = tables(module).buffers.get(name), tables(fresh).buffers.get(name)
+        new = tables(grown).buffers[name]
+        if name not in tables(grown).non_persistent:
             return own if _fits(own, new) else new  # a state dict brings the values
         if has_same_values(own, old):
             return own if has_same_values(old, new) else new

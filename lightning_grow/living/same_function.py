@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.private import tree_map
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.untouched import untouched_rng
 from lightning_grow.verify.compare import output_error

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_grow.private import schema
 from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Contract, Create, Pointwise, Rearrange
 from lightning_grow.trace.tape import Node, Value
@@ -59,7 +60,7 @@ def _kernel(node: Node, product: Contract) -> list[Any]:
 
 def _type(node: Node, name: str) -> str:
     """The type that an operator's schema declares."""
-    return next(str(item.type) for item in node.op._schema.arguments if item.name == name)
+    return next(str(item.type) for item in schema(node.op).arguments if item.name == name)
 
 
 def _say(name: str, before: Any, value: Any) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.private import tree_leaves, tree_map
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tracer import call_arguments, trace
 

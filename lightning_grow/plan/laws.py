@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.pair.arguments import PLACEMENT
+from lightning_grow.private import schema
 from lightning_grow.trace.tape import Node, Value
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -214,7 +215,7 @@ def _pattern(dtype: torch.dtype, size: int) -> Tensor:
 
 
 def _call(op: Any, values: dict[str, Any]) -> Any:
-    named = [item for item in op._schema.arguments if item.name not in PLACEMENT or _rounds(values[item.name])]
+    named = [item for item in schema(op).arguments if item.name not in PLACEMENT or _rounds(values[item.name])]
     args = [values[argument.name] for argument in named if not argument.kwarg_only]
     return op(*args, **{argument.name: values[argument.name] for argument in named if argument.kwarg_only})
 

@@ -55,7 +55,7 @@ class EpisodeStatistics(Metric):
 
     def state(self) -> dict[str, Tensor]:
         """Return everything `restore` needs."""
-        return {name: getattr(self, name).cpu() for name in self._defaults}
+        return {name: getattr(self, name).cpu() for name in self.metric_state}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from another instance's `state`."""

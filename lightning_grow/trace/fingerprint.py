@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from lightning_grow.private import tree_map
 from lightning_grow.trace.tape import Trace, Value
 
 _WHERE = ("device", "pin_memory")  # arguments that say where, not what

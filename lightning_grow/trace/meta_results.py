@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_grow.private import schema, tree_leaves, tree_map
 
 
 class MetaResults:
@@ -57,4 +58,4 @@ def _made(leaf: Any) -> Tensor:
 @cache
 def _makes_new(op: Any) -> bool:
     """Whether nothing is written to or shared, and the result depends on no content."""
-    return not op._schema.is_mutable and not any(item.alias_info for item in op._schema.returns)
+    return not schema(op).is_mutable and not any(item.alias_info for item in schema(op).returns)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_grow.private import COMPILED
+
 
 def find_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict; extra state (any object) is left out."""
@@ -17,7 +19,7 @@ def strip_compiled(name: str) -> str:
     >>> strip_compiled("net._orig_mod.0.weight")
     'net.0.weight'
     """
-    return name.replace("_orig_mod.", "")
+    return name.replace(COMPILED, "")
 
 
 def align_names(state: Mapping[str, Any], like: Iterable[str]) -> dict[str, Any]:

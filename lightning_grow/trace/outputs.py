@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
+
+from lightning_grow.private import keystr, tree_flatten_with_path
 
 Forward = Callable[..., Any]
 _NO_OUTPUTS = (Tensor, nn.Module, type, FunctionType, MethodType, ModuleType)

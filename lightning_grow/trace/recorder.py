@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_grow.private import TorchDispatchMode, base, decompositions, no_dispatch, schema, tree_leaves, tree_map
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meanings import Opaque
 from lightning_grow.trace.meta_results import MetaResults
@@ -105,7 +102,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if self.device is None or all(leaf.is_meta for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)):
             return arguments
         move = lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf  # noqa: E731
-        with _no_dispatch():
+        with no_dispatch():
             return tree_map(move, arguments)
 
     def _constant_results(self, op: Any, args: Any, kwargs: Any, tensors: list[Value]) -> list[Tensor | None]:
@@ -121,10 +118,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                return _laid_out(next(contents, leaf), leaf, op._schema.is_mutable)
+                return _laid_out(next(contents, leaf), leaf, schema(op).is_mutable)
             return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
-        with _no_dispatch():
+        with no_dispatch():
             results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
         return [item if isinstance(item, Tensor) and item.numel() <= _LARGEST_CONSTANT else None for item in results]
 
@@ -136,8 +133,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             learned = constant is None and any(item.learned for item in node.tensors())
             value = Value(its_axes, tensor.dtype, constant=constant, learned=learned)
             node.outputs.append(value)
-            if node.op._schema.is_mutable and tensor._base is not None:
-                self._forget_base(node, tensor._base)
+            if schema(node.op).is_mutable and (lost := base(tensor)) is not None:
+                self._forget_base(node, lost)
             self.track(tensor, value)
         self.trace.nodes.append(node)
 
@@ -156,10 +153,7 @@ def _laid_out(content: Any, like: Tensor, is_written: bool) -> Tensor:
     return content.clone() if is_written else content  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=1)
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch's own table of operators written in simpler ones."""
-    return dict(torch._decomp.core_aten_decompositions())
+_decompositions = lru_cache(maxsize=1)(decompositions)
 
 
 def _changes_nothing(op: Any, tensors: list[Value], result: Any) -> bool:
@@ -178,9 +172,3 @@ class NeedsData(Exception):
 
 class Branches(Exception):
     """The forward pass asks for the content of a tensor that depends on weights: what it does may change with them."""
-
-
-@contextlib.contextmanager
-def _no_dispatch() -> Iterator[None]:
-    with torch.utils._python_dispatch._disable_current_modes():
-        yield

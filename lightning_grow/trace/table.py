@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_grow.private import Operator, schema
 from lightning_grow.trace.axes import Axis, AxisError, unify
 from lightning_grow.trace.meanings import (
     Create,
@@ -93,14 +94,14 @@ def axis_rule(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def has_rule(op: torch._ops.OpOverload) -> bool:
+def has_rule(op: Operator) -> bool:
     """Whether the table, torch's own tag, or having no tensor says what an operator does."""
     name = operator_name(op)
     return name in RULES or name in TRANSPARENT or torch.Tag.pointwise in op.tags or not _takes_tensors(op)
 
 
-def _takes_tensors(op: torch._ops.OpOverload) -> bool:
-    return any("Tensor" in str(argument.type) for argument in op._schema.arguments)
+def _takes_tensors(op: Operator) -> bool:
+    return any("Tensor" in str(argument.type) for argument in schema(op).arguments)
 
 
 def apply_rule(node: Node, shapes: list[tuple[int, ...]]) -> tuple[list[list[Axis]], list[Any]]:

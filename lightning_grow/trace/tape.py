@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from lightning_grow.private import Operator, schema, tree_leaves
 from lightning_grow.trace.axes import Axis
 
 VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
@@ -61,7 +61,7 @@ class Node:
         meaning: What each output is made of; see meanings.py.
     """
 
-    op: torch._ops.OpOverload
+    op: Operator
     arguments: dict[str, Any]
     path: str
     whole: Node | None = None
@@ -127,21 +127,21 @@ def is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in node.op.tags
 
 
-def operator_name(op: torch._ops.OpOverload) -> str:
+def operator_name(op: Operator) -> str:
     """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.
 
     >>> operator_name(torch.ops.aten.add_.Tensor)
     'add'
     """
-    namespace, name = op._schema.name.split("::")
-    name = name.rstrip("_") if op._schema.is_mutable else name
+    namespace, name = schema(op).name.split("::")
+    name = name.rstrip("_") if schema(op).is_mutable else name
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 
-def bind_arguments(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind_arguments(op: Operator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Name every argument by the operator's schema, defaults included."""
     bound: dict[str, Any] = {}
-    for index, argument in enumerate(op._schema.arguments):
+    for index, argument in enumerate(schema(op).arguments):
         if index < len(args):
             bound[argument.name] = args[index]
         else:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.private import no_onednn, tables, tree_map
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
@@ -63,19 +63,18 @@ def _watch(part: nn.Module, enter: Callable[..., None], leave: Callable[..., Non
 @contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Keep torch from fusing what the rules want to see apart."""
-    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)  # backends.mkldnn.flags() warns about TF32 on machines without it
     try:
         with (
             torch.no_grad(),
+            no_onednn(),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
             torch.compiler.set_stance("force_eager"),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch._C._set_mkldnn_enabled(onednn)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -214,7 +213,7 @@ def _input(leaf: Any, tracer: Recorder, device: str | None) -> Any:
 def _swap(module: nn.Module, stand_ins: dict[int, Tensor]) -> None:
     """Put the stand-ins in the place of the module's tensors."""
     for part in module.modules():
-        for table in (part._parameters, part._buffers):
+        for table in tables(part)[:2]:
             for key, tensor in table.items():
                 if tensor is not None:
                     table[key] = stand_ins[id(tensor)]  # type: ignore[assignment]

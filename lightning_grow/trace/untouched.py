@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_grow.private import version
+
 MOST_HELD = 1000
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
@@ -43,7 +45,7 @@ def untouched_contents(module: nn.Module) -> Iterator[None]:
     small = (item for item in _containers([module]) if len(item) <= MOST_HELD)
     held = [leaf for item in small for leaf in _parts(item) if isinstance(leaf, Tensor)]
     kept = [
-        (item, item._version, item.detach().clone())
+        (item, version(item), item.detach().clone())
         for item in {id(item): item for item in held if not isinstance(item, nn.Parameter)}.values()
         if not item.is_meta and not item.is_inference()  # inference tensors can't be written into here
     ]
@@ -51,8 +53,8 @@ def untouched_contents(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for item, version, content in kept:
-                if item._version != version:  # a write that is not needed would spoil a stored graph
+            for item, before, content in kept:
+                if version(item) != before:  # a write that is not needed would spoil a stored graph
                     item.copy_(content)
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_grow.apply.apply import move_copy, move_state
 from lightning_grow.plan.growth_plan import GrowthPlan
+from lightning_grow.private import tree_leaves
 
 POWERS: dict[str, int] = {
     "momentum_buffer": 1,  # SGD, Muon

@@ -12,6 +12,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.record import find_param_names
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.tensor_plan import TensorPlan
+from lightning_grow.private import STEPPED_STATE
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.moments import NotMoved, fits, move_moments
 from lightning_grow.training_state.saved import SavedOptimizer, find_saved
@@ -182,7 +183,7 @@ def _is_torchs(optimizer: Optimizer) -> bool:
 
 def _find_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights that the optimizers step: not an average that the checkpoint has in their place."""
-    weights = checkpoint.get("current_model_state") or checkpoint["state_dict"]
+    weights = checkpoint.get(STEPPED_STATE) or checkpoint["state_dict"]
     return {strip_compiled(name): tensor for name, tensor in weights.items()}
 
 

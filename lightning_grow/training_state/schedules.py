@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.record import find_record, scheduler_kind
+from lightning_grow.private import LAST_RATES, SCHEDULERS
 
 SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum")
 """The entries of a parameter group that a scheduler writes."""
@@ -17,7 +18,7 @@ SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", 
 IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
 """How torch computes a step: the config's business, and the machine's."""
 
-PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
+PER_GROUP = ("base_lrs", LAST_RATES, "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums")
 """The entries of a scheduler's state that have one item for every parameter group."""
 
 DERIVED = ("total_size", "step_ratio")
@@ -90,10 +91,10 @@ def cover_groups(scheduler: Any) -> None:
     """
     for key in PER_GROUP:
         if isinstance(own := getattr(scheduler, key, None), list) and own:
-            rate = {"base_lrs": "initial_lr", "_last_lr": "lr"}.get(key)
+            rate = {"base_lrs": "initial_lr", LAST_RATES: "lr"}.get(key)
             more = scheduler.optimizer.param_groups[len(own) :]
             own.extend(group.get(rate, group["lr"]) if rate else own[-1] for group in more)
-    for part in getattr(scheduler, "_schedulers", ()):
+    for part in getattr(scheduler, SCHEDULERS, ()):
         cover_groups(part)
 
 
@@ -157,7 +158,7 @@ def _common_share(saved: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _cycle_momentum(schedules: Iterable[Mapping[str, Any]]) -> bool:
-    return any(state.get("cycle_momentum") or _cycle_momentum(state.get("_schedulers", ())) for state in schedules)
+    return any(state.get("cycle_momentum") or _cycle_momentum(state.get(SCHEDULERS, ())) for state in schedules)
 
 
 def _move_schedule(
@@ -167,11 +168,11 @@ def _move_schedule(
     moved = dict(saved)
     for key in PER_GROUP:
         if isinstance(saved.get(key), (list, tuple)):
-            own = rates if key == "_last_lr" else built[key]
+            own = rates if key == LAST_RATES else built[key]
             moved[key] = [own[at] if number is None else saved[key][number] for at, number in enumerate(numbers)]
-    if "_schedulers" in saved:
-        pairs = zip(saved["_schedulers"], built["_schedulers"], strict=True)
-        moved["_schedulers"] = [_move_schedule(*pair, numbers, rates) for pair in pairs]
+    if SCHEDULERS in saved:
+        pairs = zip(saved[SCHEDULERS], built[SCHEDULERS], strict=True)
+        moved[SCHEDULERS] = [_move_schedule(*pair, numbers, rates) for pair in pairs]
     return moved
 
 
@@ -225,13 +226,13 @@ def _differing(state: Mapping[str, Any], scheduler: Any) -> list[str]:
         for name, value in state.items()
         if name.lstrip("_") in settings and name in built and isinstance(value, PLAIN) and value != built[name]
     ]
-    within = zip(state.get("_schedulers", ()), getattr(scheduler, "_schedulers", ()), strict=False)
+    within = zip(state.get(SCHEDULERS, ()), getattr(scheduler, SCHEDULERS, ()), strict=False)
     return own + [line for pair in within for line in _differing(*pair)]
 
 
 def _keys(state: Mapping[str, Any]) -> set[str]:
     """The entries of a scheduler's state, those of schedulers within it included."""
-    within = (f"{at}.{key}" for at, part in enumerate(state.get("_schedulers", ())) for key in _keys(part))
+    within = (f"{at}.{key}" for at, part in enumerate(state.get(SCHEDULERS, ())) for key in _keys(part))
     return {*state, *within}
 
 

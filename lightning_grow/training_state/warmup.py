@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_grow.files.record import find_record
+from lightning_grow.private import STATE_DICT_HOOKS
 from lightning_grow.training_state.own_moments import OwnMoments, settle_moments
 
 Scope = Literal["all", "new", "source"]
@@ -19,8 +20,6 @@ Shape = Literal["linear", "cosine"]
 SETTINGS = ("num_steps", "start_factor", "scope", "shape", "fresh")
 STATE_KEY = "ArchTransfer"
 """Under which name a checkpoint's callbacks keep the warm-up."""
-HOOKS = "_optimizer_state_dict_post_hooks"
-"""What torch's Optimizer.__init__ gives an optimizer; some wrappers never call it."""
 
 
 class Warmup:
@@ -90,7 +89,7 @@ class Warmup:
         self.begun = [*self.begun, *({} for _ in optimizers)][: len(optimizers)]
         masks = dict(new_entries or {})
         for index, optimizer in enumerate(optimizers):
-            if not hasattr(optimizer, HOOKS):
+            if not hasattr(optimizer, STATE_DICT_HOOKS):
                 self.steps[index] = self.num_steps
                 warnings.warn(
                     f"No warm-up: {type(optimizer).__name__} takes no hooks, for it does not call the __init__ of "

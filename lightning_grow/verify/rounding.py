@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_grow.private import TorchDispatchMode, tree_leaves
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.verify.run import outputs

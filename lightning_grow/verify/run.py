@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_grow.private import tree_leaves, tree_map
 from lightning_grow.trace.outputs import Forward, named_outputs
 from lightning_grow.trace.tracer import call_arguments, evaluating
 from lightning_grow.trace.untouched import untouched_attributes, untouched_contents

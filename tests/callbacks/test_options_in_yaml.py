@@ -54,7 +54,11 @@ def built_by_lightning(tmp_path, monkeypatch, name, arguments):
     callback = {"class_path": f"lightning_grow.{name}", "init_args": arguments}
     path.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "accelerator": "cpu", "logger": False}}))
     monkeypatch.setattr("sys.argv", ["train.py", f"--config={path}"])
-    (found,) = [item for item in LightningCLI(Stack, run=False).trainer.callbacks if isinstance(item, ArchTransfer)]
+    (found,) = [
+        item
+        for item in LightningCLI(Stack, run=False, seed_everything_default=1).trainer.callbacks
+        if isinstance(item, ArchTransfer)
+    ]
     return found
 
 

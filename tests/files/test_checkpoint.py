@@ -1,6 +1,7 @@
 import os
 import pickle
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from lightning_grow.errors import CheckpointError
 from lightning_grow.files.checkpoint import check_finite, read_checkpoint, read_file
-from lightning_grow.files.writing import write_checkpoint
+from lightning_grow.files.writing import is_same_file, write_checkpoint
 
 CHECKPOINT = {"state_dict": {"weight": torch.arange(40.0), "bias": torch.ones(3)}, "epoch": 2}
 
@@ -148,6 +149,54 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(good):
         write_checkpoint({"state_dict": {}, "callback": lambda: None}, good)
     assert good.read_bytes() == before
     assert list(good.parent.iterdir()) == [good]
+
+
+WRITER_WITHOUT_ROOM = """
+import resource, sys, torch
+from lightning_grow.errors import CheckpointError
+from lightning_grow.files.writing import write_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    write_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, sys.argv[1])
+except CheckpointError as error:
+    print(error, end="")
+"""
+
+
+def test_a_full_disk_is_a_clean_error_and_the_old_file_stays(good):
+    before = good.read_bytes()
+    command = [sys.executable, "-c", WRITER_WITHOUT_ROOM, str(good)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == (
+        f"{good} cannot be written ([Errno 27] File too large); what was there is as it was. "
+        "Make room, or write to another place."
+    )
+    assert good.read_bytes() == before
+    assert list(good.parent.iterdir()) == [good]
+
+
+def test_what_cannot_be_written_is_refused_by_its_path(good, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", good / "below.ckpt", "nowhere://a.ckpt"):
+        with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))} cannot be written \("):
+            write_checkpoint(CHECKPOINT, path)
+    assert [*(tmp_path / "folder").iterdir()] == []
+
+
+@pytest.mark.parametrize("address", ["file://{folder}/a/b.ckpt", "memory://{folder}/b.ckpt", "{folder}/b.ckpt"])
+def test_a_file_is_written_to_any_address_and_read_from_it(tmp_path, address):
+    address = address.format(folder=tmp_path)
+    write_checkpoint(CHECKPOINT, address)
+    assert read_checkpoint(address)["epoch"] == 2
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []
+
+
+def test_one_file_is_known_by_all_its_names(good):
+    link = good.with_name("link.ckpt")
+    link.symlink_to(good)
+    assert all(is_same_file(good, name) for name in (str(good), f"file://{good}", link))
+    assert not is_same_file(good, good.with_name("other.ckpt"))
+    assert not is_same_file(good, f"memory://{good}")
 
 
 KILLED_WRITER = """
