@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.files.as_built import find_as_built
 from lightning_grow.files.hparams import in_kind
 from lightning_grow.files.record import checkpoint_hparams, find_record
 from lightning_grow.pair.input_names import INPUT_NAMES
+from lightning_grow.pair.settings import AS_BUILT
 from lightning_grow.private import EXAMPLE, tree_map
 from lightning_grow.trace.names import align_names, find_tensors
 from lightning_grow.trace.untouched import untouched_rng
@@ -49,7 +51,13 @@ def rebuild_source(
 
     # under strict_loading=False a part that the file leaves out by design (a frozen encoder) is the target's own
     lent = {} if getattr(target, "strict_loading", True) else find_tensors(nn.Module.state_dict(target, keep_vars=True))
-    module = _fill(lambda: build_module(target, hparams, source, checkpoint.get("hparams_name")), state, lent)
+    name = checkpoint.get("hparams_name")
+
+    def build() -> nn.Module:
+        return configure(build_module(target, hparams, source, name))
+
+    module = _fill(build, state, lent)
+    setattr(module, AS_BUILT, find_as_built(build, module, align_names(target.state_dict(), state)))
     _match_float_type(module, target)
     _match_example_inputs(module, target)
     if names := find_record(checkpoint).get("input_names"):
@@ -78,7 +86,7 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any], lent: Mappin
     with untouched_rng():
         try:
             with torch.device("meta"):
-                module = configure(build())
+                module = build()
             _assign(module, state, lent)
             if not _has_meta_tensors(module):
                 return module
@@ -88,7 +96,7 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any], lent: Mappin
             pass
         try:
             with torch.device("cpu"):
-                module = configure(build())
+                module = build()
         except Exception as error:
             raise RefusedGrowth(
                 f"the checkpoint's module cannot be built from its hyperparameters "

@@ -12,6 +12,7 @@ from lightning_grow.pair.idle_buffers import join_idle_buffers
 from lightning_grow.pair.layouts import say_other_layout
 from lightning_grow.pair.match import Match, Refusal
 from lightning_grow.pair.names import match_names
+from lightning_grow.pair.settings import find_settings
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.tracer import named_tensors, trace
@@ -39,7 +40,8 @@ def match_modules(
         RefusedGrowth: A module cannot be traced.
     """
     old, new = without_other_state(trace(source, source_inputs, forward), trace(target, target_inputs, forward))
-    return match_tapes(old, new, match_names(_shapes(source), _shapes(target), rename))
+    names, settings = match_names(_shapes(source), _shapes(target), rename), find_settings(source, old)
+    return match_tapes(old, new, {name: own for name, own in names.items() if own not in settings})
 
 
 def without_other_state(source: Trace, target: Trace) -> tuple[Trace, Trace]:

@@ -32,6 +32,14 @@ def name_idle_buffers(match: Match, copies: Collection[str]) -> list[str]:
     ]
 
 
+def name_settings(match: Match, settings: Collection[str]) -> list[str]:
+    """Say which buffers, of another size than the source's or gone, are as each module was built."""
+    own = sorted({*settings} - {*match.names.values()})
+    return [
+        f"No forward reads {', '.join(map(repr, own))}, as the source was built with: the target has its own."
+    ] * bool(own)
+
+
 def name_shared_counts(match: Match) -> list[str]:
     """Say which statistics of inputs (a normaliser's mean and variance) have one count for old and new inputs."""
     inputs = {resolve(atom) for value in match.target.inputs for axis in value.axes for atom in atoms(axis)}
