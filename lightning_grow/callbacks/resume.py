@@ -17,6 +17,7 @@ from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.sharded import check_sharded
 from lightning_grow.living.rollback import all_or_nothing
 from lightning_grow.private import tree_map
+from lightning_grow.training_state.saved import looks_foreign
 from lightning_grow.training_state.weight_copies import NOT_COPIES
 
 UNNAMED = "the checkpoint"
@@ -48,7 +49,8 @@ def growing(callback: Any, trainer: Trainer, own: Function) -> Function:
         if "state_dict" not in checkpoint:
             return hook(checkpoint)  # a sharded strategy has loaded it by itself
         check_progress(trainer, checkpoint)
-        if trainer.state.fn == "fit" and shapes_differ(checkpoint["state_dict"], trainer.lightning_module):
+        others = shapes_differ(checkpoint["state_dict"], trainer.lightning_module) or looks_foreign(checkpoint)
+        if trainer.state.fn == "fit" and others:  # what optimizers hold can be refused only once they are there
             callback._undo.enter_context(all_or_nothing([trainer.lightning_module]))
         module, as_saved = trainer.lightning_module, tree_map(lambda leaf: leaf, checkpoint)
         try:

@@ -117,6 +117,29 @@ def find_saved(checkpoint: Mapping[str, Any], expected: Sequence[Groups], plan: 
     return saved
 
 
+def looks_foreign(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a group's states have not the shapes of some of the file's weights, in their order: they may be others'.
+
+    >>> weights = {"a": torch.zeros(2, 3), "b": torch.zeros(2), "c": torch.zeros(1, 2)}
+    >>> states = {0: {"exp_avg": torch.zeros(2, 3)}, 1: {"exp_avg": torch.zeros(1, 2)}}
+    >>> group = {"params": [0, 1]}
+    >>> looks_foreign({"state_dict": weights, "optimizer_states": [{"state": states, "param_groups": [group]}]})
+    False
+    >>> group["params"].reverse()
+    >>> looks_foreign({"state_dict": weights, "optimizer_states": [{"state": states, "param_groups": [group]}]})
+    True
+    """
+    for state in checkpoint.get("optimizer_states", ()):
+        for group in state.get("param_groups", ()):
+            weights = iter([item.shape for item in checkpoint["state_dict"].values() if isinstance(item, Tensor)])
+            for key in group["params"]:
+                kinds = state.get("state", {}).get(key, {}).values()
+                shapes = {item.shape for item in kinds if isinstance(item, Tensor) and item.dim()}
+                if shapes and not any(shapes == {shape} for shape in weights):  # takes up to the first that fits
+                    return True
+    return False
+
+
 def in_order_of(source: Iterable[str], state: Mapping[str, Any], plan: GrowthPlan) -> dict[str, Any]:
     """A grown state in the order of the file: where an optimizer's parameters have no names, that tells which they are.
 
