@@ -22,6 +22,7 @@ from lightning_grow.callbacks.surroundings import (
     clear_monitors,
     in_precision,
     warn_of_cli,
+    without_averaging_schedule,
 )
 from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint
@@ -259,7 +260,8 @@ class ArchTransfer(Callback):
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         plan = growth.transfer.plan
-        carried = carry_optimizers(checkpoint, pl_module, trainer.optimizers, schedulers, plan, **choices)
+        saved = without_averaging_schedule(trainer, checkpoint)
+        carried = carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, **choices)
         for scheduler in schedulers if self.scheduler == "reset" else ():
             cover_groups(scheduler)
         self._warmup = self._make_warmup()

@@ -9,6 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_grow.errors import CheckpointError, RefusedGrowth
+from lightning_grow.files.checkpoint import KEY
+from lightning_grow.files.record import find_record, read_ours
 from lightning_grow.private import ended_epochs
 
 MOST = 2**62
@@ -98,6 +100,22 @@ def clear_monitors(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Make ModelCheckpoint and EarlyStopping forget the scores that the checkpoint has."""
     for callback in find_callbacks(trainer, "ModelCheckpoint", "EarlyStopping"):
         checkpoint.get("callbacks", {}).pop(callback.state_key, None)
+
+
+def without_averaging_schedule(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint without the schedule that StochasticWeightAveraging has put in the place of the config's.
+
+    The callback has kept its state, and puts it there again in the next epoch.
+    """
+    states = [
+        checkpoint.get("callbacks", {}).get(item.state_key) or {}
+        for item in find_callbacks(trainer, "StochasticWeightAveraging")
+    ]
+    if not any(state.get("scheduler_state") for state in states):
+        return checkpoint
+    record = {key: item for key, item in find_record(checkpoint).items() if key != "schedulers"}
+    own = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+    return {**checkpoint, "lr_schedulers": own, KEY: {**read_ours(checkpoint), "architecture": record}}
 
 
 def warn_of_cli(trainer: Trainer) -> None:
