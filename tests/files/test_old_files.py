@@ -12,6 +12,8 @@ from stacks import AtStart, GrowableStack, Stack, fit, outputs, weights
 
 from lightning_grow import ArchTransfer, GrowthSchedule
 
+pytestmark = pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")  # by a later one
+
 OLD = Path(__file__).parent / "old"
 ASYMMETRIC = {"optimizer": "asymmetric", "num_warmup_steps": 20}
 
