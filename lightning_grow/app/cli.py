@@ -85,7 +85,7 @@ def find_checkpoint(ckpt_path: str | None) -> str | None:
     Raises:
         CheckpointError: If there is no such file; names those beside it.
     """
-    if ckpt_path is None or "://" in ckpt_path:  # an address is refused, with what to do, where files are read
+    if ckpt_path is None or "://" in ckpt_path:  # an address is looked up where files are read
         return ckpt_path
     path = Path(ckpt_path).absolute()
     if not path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 from lightning_grow.comparison import shapes_differ
 from lightning_grow.convert import GROWN_OUTSIDE, grow_checkpoint
 from lightning_grow.errors import CheckpointError, RefusedGrowth
-from lightning_grow.files.archive import check_file
+from lightning_grow.files.archive import at_hand, check_file
 from lightning_grow.files.checkpoint import explain
 from lightning_grow.files.hparams import to_plain
 from lightning_grow.files.rebuild import Source
@@ -65,14 +65,13 @@ class GrowableMixin:
             RefusedGrowth: It cannot be grown.
         """
         load: Any = super().load_from_checkpoint  # type: ignore[misc]
-        if isinstance(checkpoint_path, (str, Path)):
-            check_file(checkpoint_path)
-        try:
-            return load(
-                checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only is not False, **kwargs
-            )
-        except UnpicklingError as error:
-            raise CheckpointError(explain(checkpoint_path, error)) from error
+        with at_hand(checkpoint_path) as place:
+            if isinstance(place, (str, Path)):
+                check_file(place)
+            try:
+                return load(place, map_location, hparams_file, strict, weights_only=weights_only is not False, **kwargs)
+            except UnpicklingError as error:
+                raise CheckpointError(explain(place, error)) from error
 
     def describe_inputs(self, hparams: dict[str, Any]) -> str:
         """Say in a sentence how the input size comes about; shown when checkpoint and config disagree on it.

@@ -1,8 +1,11 @@
 """What a checkpoint file is, before it is opened: whole, with every checksum right, and of the kind that is read."""
 
+import contextlib
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
@@ -20,14 +23,8 @@ def check_file(path: str | Path, *, others: bool = False) -> None:
         others: Whether another reader may know an address that fsspec does not (a CheckpointIO of one's own).
 
     Raises:
-        CheckpointError: It is a folder, missing, empty, cut short, damaged, cannot be opened, or is a file from the
-            web.
+        CheckpointError: It is a folder, missing, empty, cut short, damaged, or cannot be opened.
     """
-    if str(path).startswith(("http://", "https://")):
-        raise CheckpointError(
-            f"{path} is an address, and a file from the network must not be opened unseen. "
-            "Download it first, compare its checksum, and pass the local path."
-        )
     try:
         filesystem, name = url_to_fs(str(path))
     except (ValueError, ImportError) as error:
@@ -48,13 +45,46 @@ def open_file(path: str | Path) -> Any:
     return filesystem.open(name, "rb")
 
 
+@contextlib.contextmanager
+def at_hand(path: Any) -> Iterator[Any]:
+    """The path or open file itself, or for an address of the web the path of a copy: what is checked is what is loaded.
+
+    Lightning's own reader runs the code in a file from the web, and takes an old copy for any file of that name.
+
+    Raises:
+        CheckpointError: It is not there, or the connection fails.
+    """
+    if not str(path).startswith(("http://", "https://")):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.ckpt")
+        _fetch(str(path), copy)
+        try:
+            yield copy
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(copy), str(path))) from error
+
+
+def _fetch(address: str, copy: Path) -> None:
+    filesystem, name = url_to_fs(address)
+    try:
+        filesystem.get_file(name, str(copy))
+    except FileNotFoundError as error:
+        raise MissingCheckpoint(f"Checkpoint file not found: {address}. Pass the address of a file.") from error
+    except Exception as error:  # of the connection
+        raise CheckpointError(
+            f"{address} cannot be fetched ({type(error).__name__}: {error}). Download the file, and pass its path."
+        ) from error
+
+
 def _check(path: str | Path, filesystem: Any, name: str) -> None:
     if filesystem.isdir(name):
         raise CheckpointError(
             f"{path} is a folder{_kind({Path(item).name for item in filesystem.ls(name, detail=False)}, path)}"
         )
     if not filesystem.isfile(name):
-        raise MissingCheckpoint(f"{path} does not exist. Pass the path of a checkpoint file.")
+        raise MissingCheckpoint(f"Checkpoint file not found: {path}. Pass the path of a file that exists.")
     with filesystem.open(name, "rb") as file:
         start = file.read(4)
         if not start:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.errors import CheckpointError
-from lightning_grow.files.archive import check_file, open_file
+from lightning_grow.files.archive import at_hand, check_file, open_file
 from lightning_grow.files.foreign import describe, describe_file
 from lightning_grow.files.hparams import find_types
 from lightning_grow.files.sections import check_sections
@@ -27,8 +27,7 @@ def read_checkpoint(
     """Read a checkpoint that Lightning wrote, without ever running code from it.
 
     Args:
-        path: A file, or the address of one that fsspec can open (file://, memory://, s3://). What lies behind http(s)
-            must be downloaded first.
+        path: A file, or the address of one that fsspec can open (file://, memory://, s3://, https://).
         weights_only: False lets the file run code while it loads; only for files you made yourself.
         load: What reads the file, given the path and `weights_only`; ``torch.load`` to the CPU when None.
         hparams: The hyperparameters of the module that it is for: the dataclasses and enums among them may be in the
@@ -63,13 +62,14 @@ def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None 
     Raises:
         CheckpointError: As for `read_checkpoint`.
     """
-    check_file(path, others=load is not None)
-    try:
-        return (load or _load)(str(path), weights_only)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CheckpointError(explain(path, error)) from error
+    with at_hand(path) as place:
+        check_file(place, others=load is not None)
+        try:
+            return (load or _load)(str(place), weights_only)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CheckpointError(explain(place, error)) from error
 
 
 def check_finite(state: Mapping[str, Any], names: Iterable[str], path: str | Path = "the checkpoint") -> None:

@@ -18,7 +18,7 @@ SECTIONS: dict[str, Any] = {
     "state_dict": dict[str, Any],
     "optimizer_states": list[dict[Any, Any]],
     "lr_schedulers": list[dict[Any, Any]],
-    "callbacks": dict[str, Any],
+    "callbacks": dict[str | type, Any],  # of a class itself before Lightning 1.5
     "loops": dict[str, Any],
     "hyper_parameters": dict[str, Any],
     "hparams_name": str | None,
@@ -73,7 +73,8 @@ def check_sections(checkpoint: Mapping[str, Any], key: str, path: str | Path) ->
 
 def _wrong(section: Mapping[str, Any], kinds: Mapping[str, Any], place: str) -> Iterator[str]:
     for key, kind in kinds.items():
-        if key in section and not fits(section[key], kind):
+        empty = get_origin(kind) is list and isinstance(section.get(key), Mapping) and not section[key]  # as good as []
+        if key in section and not empty and not fits(section[key], kind):
             yield f"{place}[{key!r}] is {_found(section[key])}, and should be {_name(kind)}"
 
 

@@ -576,11 +576,6 @@ def test_a_broken_file_is_a_checkpoint_error(tmp_path):
         fit(Stack(), tmp_path, ArchTransfer(), ckpt_path=tmp_path / "text.ckpt")
 
 
-def test_an_address_is_not_opened_by_a_resume_either(tmp_path):
-    with pytest.raises(CheckpointError, match="Download it first"):
-        fit(Stack(), tmp_path, ArchTransfer(), ckpt_path="http://127.0.0.1:9/small.ckpt")
-
-
 def test_ones_own_file_with_code_in_it_needs_weights_only_false(tmp_path):
     _, path = train_small(tmp_path)
     checkpoint = read(path)

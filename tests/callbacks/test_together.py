@@ -64,7 +64,7 @@ RUN = """
 """
 
 CASES = {
-    "missing": "MissingCheckpoint: .*none.ckpt does not exist",
+    "missing": "MissingCheckpoint: Checkpoint file not found: .*none.ckpt",
     "damaged": "CheckpointError: .*bad.ckpt is cut short",
     "refused": "RefusedGrowth: ",
     "hook": "(GrowError: LookupError|LookupError): the hook's own error",

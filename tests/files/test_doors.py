@@ -2,6 +2,10 @@
 
 import os
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -35,7 +39,7 @@ def check(path, folder):
 
 
 DOORS = {"fit": resume, "convert": convert, "load_from_checkpoint": load, "predict": check}
-ADDRESSES = ["{path}", "file://{path}", "memory://small.ckpt"]
+ADDRESSES = ["{path}", "file://{path}", "memory://small.ckpt", "http://{host}/small.ckpt"]
 
 
 @pytest.fixture
@@ -44,30 +48,44 @@ def small(tmp_path):
     return module.eval(), path
 
 
-def put(path, address):
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def host(tmp_path):
+    """Serves the test's folder, whole files only, as a plain web server does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def put(path, address, host):
     if address.startswith("memory"):
         with fsspec.open(address, "wb") as file:
             file.write(path.read_bytes())
-    return address.format(path=path)
+    return address.format(path=path, host=host)
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_a_whole_file_is_grown_wherever_it_is(tmp_path, small, door, address):
+def test_a_whole_file_is_grown_wherever_it_is(tmp_path, small, host, door, address):
     module, path = small
-    grown = door(put(path, address), tmp_path)
+    grown = door(put(path, address, host), tmp_path)
     torch.testing.assert_close(grown.eval()(INPUT), module(INPUT))
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-def test_a_flipped_bit_in_a_weight_is_never_loaded(tmp_path, small, door, address):
+def test_a_flipped_bit_in_a_weight_is_never_loaded(tmp_path, small, host, door, address):
     module, path = small
     content, weight = bytearray(path.read_bytes()), module.net[0].weight.detach().numpy().tobytes()
     content[content.index(weight) + 3] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="do not match their checksum"):
-        door(put(path, address), tmp_path)
+        door(put(path, address, host), tmp_path)
 
 
 def retold(path, change):
@@ -119,7 +137,7 @@ FAULTS = {
     "a record twice": (lambda path: retold(path, repeat), "twice"),
     "a bomb": (lambda path: retold(path, bomb), "zip archive that torch.save did not write"),
     "forbidden": (forbid, "cannot be opened"),
-    "a dangling link": (dangle, "does not exist"),
+    "a dangling link": (dangle, "file not found"),
     "DeepSpeed's": (folder_of("latest", "zero_to_fp32.py", "global_step1"), "zero_to_fp32"),
     "Hugging Face's": (folder_of("config.json", "model.safetensors"), r"grow\(small, big\)"),
 }
@@ -158,3 +176,24 @@ def test_code_that_a_file_would_run_is_named_by_load_from_checkpoint(tmp_path, m
     torch.save({"state_dict": {}, "hyper_parameters": {"function": print}}, tmp_path / "own.ckpt")
     with pytest.raises(CheckpointError, match=r"builtins\.print|__builtin__\.print"):
         GrowableStack.load_from_checkpoint(tmp_path / "own.ckpt")
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of the file ran')",)
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_file_of_the_web_runs_nothing_and_is_not_taken_from_an_old_copy(tmp_path, small, host, door):
+    _, path = small
+    hub = Path(torch.hub.get_dir()) / "checkpoints" / path.name  # where Lightning's own reader would look first
+    assert not hub.exists()
+    door(f"http://{host}/{path.name}", tmp_path)
+    assert not hub.exists()
+    content = torch.load(path)
+    torch.save({**content, "extra": Hostile()}, path)
+    with pytest.raises(CheckpointError, match=rf"^http://{host}/small.ckpt would need code to load"):
+        door(f"http://{host}/{path.name}", tmp_path)
+    for lost in (f"http://{host}/none.ckpt", "http://127.0.0.1:9/small.ckpt"):
+        with pytest.raises(CheckpointError, match=rf"{lost}"):
+            door(lost, tmp_path)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from stacks import Stack, fit, train_small
+from lightning.pytorch import Callback
+from stacks import Stack, batches, fit, make_trainer, train_small
 
 from lightning_grow import ArchTransfer, CheckpointError, RefusedGrowth, convert_checkpoint
 
@@ -35,7 +36,7 @@ WRONG = {
     "a key that is no name": (put(7, 1), "7 is a key, and should be a name"),
     "epoch": (put("epoch", "two"), r"\['epoch'\] is str 'two', and should be int"),
     "callbacks": (put("callbacks", [1]), r"\['callbacks'\] is list"),
-    "optimizers": (put("optimizer_states", {}), r"\['optimizer_states'\] is dict"),
+    "optimizers": (put("optimizer_states", {"a": 1}), r"\['optimizer_states'\] is dict"),
     "a group": (put(*GROUP[:-1], 0, 5), r"\['optimizer_states'\]\[0\]\['param_groups'\] is list"),
     "parameters": (put(*GROUP, "params", "all"), r"\['params'\] is str 'all', and should be a list"),
     "a rate": (put(*GROUP, "lr", {}), r"\['param_groups'\]\[0\]\['lr'\] is dict"),
@@ -123,3 +124,29 @@ def test_a_converted_file_can_be_resumed_whatever_it_was_made_of(tmp_path, small
     change_file(small, drop("pytorch-lightning_version"))
     convert_checkpoint(small, Stack(hidden_dims=(12,)), tmp_path / "big.ckpt")
     assert "pytorch-lightning_version" in torch.load(tmp_path / "big.ckpt", weights_only=True)
+
+
+def test_what_lightning_takes_for_empty_is_empty(tmp_path, small):
+    change_file(small, lambda content: content.update(optimizer_states={}, lr_schedulers={}, callbacks={}))
+    assert fit(Stack(), tmp_path, ArchTransfer(), ckpt_path=small, max_epochs=3).global_step == 24
+    assert fit(Stack([12]), tmp_path, ArchTransfer(), ckpt_path=small, max_epochs=3).global_step == 24
+
+
+class OfItsClass(Callback):
+    """Kept under its class, as before Lightning 1.5."""
+
+    state = None
+    state_key = property(lambda self: type(self))
+
+    def state_dict(self):
+        return {"count": 3}
+
+    def load_state_dict(self, state_dict):
+        self.state = state_dict
+
+
+def test_callbacks_may_be_kept_under_their_classes(tmp_path):
+    _, path = train_small(tmp_path, Stack, OfItsClass())
+    trainer = make_trainer(tmp_path, again := OfItsClass(), ArchTransfer(), max_epochs=3)
+    trainer.fit(Stack([12]), batches(), batches(), ckpt_path=path, weights_only=False)
+    assert again.state == {"count": 3}

@@ -82,7 +82,7 @@ def test_weights_alone_have_nothing_to_go_on_with(tmp_path, options):
 
 @pytest.mark.parametrize("error", [CheckpointError, FileNotFoundError])
 def test_a_missing_file_is_both_errors(tmp_path, error):
-    with pytest.raises(error, match="does not exist"):
+    with pytest.raises(error, match="Checkpoint file not found"):
         fit(Stack(), tmp_path, ArchTransfer(), ckpt_path=tmp_path / "none.ckpt")
-    with pytest.raises(error, match="does not exist"):
+    with pytest.raises(error, match="Checkpoint file not found"):
         convert_checkpoint(tmp_path / "none.ckpt", Stack([16]), tmp_path / "large.ckpt")
