@@ -128,6 +128,12 @@ def run(net, hidden_dims, folder, callbacks, epochs, ckpt_path=None, **options):
     return trainer, path
 
 
+@pytest.fixture(autouse=True)
+def deterministic_here_alone():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the others' own
 @pytest.mark.parametrize("optimizer", ["reset", "transfer"])
 @pytest.mark.parametrize("combination", COMBINATIONS)
