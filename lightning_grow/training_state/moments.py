@@ -94,6 +94,8 @@ def move_moments(
     moved: dict[str, Any] = {}
     for kind, value in old.items():
         _check(kind, value, item.source_shape or ())
+        if isinstance(value, Tensor) and value.is_complex() and not weight.is_complex():
+            raise NotMoved(f"its state {kind!r} is complex, the parameter real")
     for kind, value in _multiply_factors(old, item.source_shape or ()).items():
         if _is_single(value):
             moved[kind] = value.clone() if isinstance(value, Tensor) else value
@@ -122,7 +124,7 @@ def _check(kind: str, value: Any, shape: tuple[int, ...]) -> None:
         raise NotMoved(f"its state {kind!r} is no dense tensor")
     if value.dim() and not fits(kind, value, shape):
         raise NotMoved(f"its state {kind!r} has the shape {tuple(value.shape)}, the parameter {shape}")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value).all()):
         raise NotMoved(f"its state {kind!r} holds NaN or infinity")
     if kind == "step" and value.dim() == 0 and not 0 <= float(value) <= MOST_STEPS:
         raise NotMoved(f"its state 'step' is {float(value):g}, which is no count of steps")
@@ -175,7 +177,7 @@ def _fill_second_moment(moment: Tensor, new: Tensor) -> Tensor:
 
     At zero under an old `step` they would get no bias correction and move by up to 6.6 times the learning rate.
     """
-    known = (~new).to(moment.dtype)
+    known = (~new).to(moment.real.dtype)
     if not new.any() or not known.any():
         return moment
     flat, weight = moment.reshape(len(moment), -1), known.reshape(len(moment), -1)

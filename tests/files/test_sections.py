@@ -100,6 +100,7 @@ def test_what_a_trainer_could_not_take_up_is_refused_before_a_step(tmp_path, sma
 LOST = {
     "a list": (put("optimizer_states", 0, "state", 0, "exp_avg", [1.0]), "exp_avg' is of the type list"),
     "sparse": (put("optimizer_states", 0, "state", 0, "exp_avg", torch.eye(8, 4).to_sparse()), "exp_avg' is no dense"),
+    "complex": (put("optimizer_states", 0, "state", 0, "exp_avg_sq", torch.ones(8, 4) + 0j), "exp_avg_sq' is complex"),
     "a negative step": (put("optimizer_states", 0, "state", 0, "step", torch.tensor(-3.0)), "'step' is -3"),
     "no step": (drop("optimizer_states", 0, "state", 0, "step"), "AdamW needs the state 'step'"),
     "a step that is none": (put("optimizer_states", 0, "state", 0, "step", "x"), "'step' is of the type str"),

@@ -7,6 +7,7 @@ import torch
 from stacks import Stack, fit, train_small
 
 from lightning_grow import ArchTransfer, CheckpointError, RefusedGrowth, convert_checkpoint
+from lightning_grow.training_state.moments import _fill_second_moment
 
 
 def edited(path, change):
@@ -86,3 +87,10 @@ def test_a_missing_file_is_both_errors(tmp_path, error):
         fit(Stack(), tmp_path, ArchTransfer(), ckpt_path=tmp_path / "none.ckpt")
     with pytest.raises(error, match="Checkpoint file not found"):
         convert_checkpoint(tmp_path / "none.ckpt", Stack([16]), tmp_path / "large.ckpt")
+
+
+def test_squares_of_complex_parameters_are_filled_as_real_ones():
+    moment, new = torch.arange(1.0, 7).reshape(3, 2), torch.tensor([[False, False], [False, True], [True, True]])
+    filled = _fill_second_moment(moment, new)
+    assert torch.equal(_fill_second_moment(moment + 0j, new), filled + 0j)
+    assert filled.tolist() == [[1, 2], [3, 3], [2, 2]]
