@@ -21,11 +21,12 @@ def find_as_built(build: Callable[[], nn.Module], module: nn.Module, like: Mappi
     Returns:
         Their names. A normaliser's statistics are not asked for: they have the shape of its weights.
     """
-    kept = {name: item for name, item in module.state_dict().items() if name in dict(module.named_buffers())}
+    saved = module.state_dict()
     doubtful = {
         name: item
-        for name, item in kept.items()
-        if getattr(like.get(strip_compiled(name)), "shape", None) != item.shape
+        for name, item in module.named_buffers()
+        if name in saved
+        and getattr(like.get(strip_compiled(name)), "shape", None) != item.shape
         and item.shape not in {weight.shape for weight in _weights_beside(module, name)}
     }
     if not doubtful:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Match:
         target: The target's tape.
         names: Target name -> source name, for every tensor that both have.
         beside: Buffers that no traced operator uses -> the one of their module whose axes they have.
+        settings: The source's buffers that are its own: not among `names`.
 
     Attributes:
         atoms: Target atom -> the source atoms it grew from, all of one size; () where the source has nothing of it.
@@ -36,8 +37,15 @@ class Match:
         refused: What cannot be matched.
     """
 
-    def __init__(self, source: Trace, target: Trace, names: dict[str, str], beside: dict[str, str]) -> None:
-        self.source, self.target, self.names, self.beside = source, target, names, beside
+    def __init__(
+        self,
+        source: Trace,
+        target: Trace,
+        names: dict[str, str],
+        beside: dict[str, str],
+        settings: Collection[str] = (),
+    ) -> None:
+        self.source, self.target, self.names, self.beside, self.settings = source, target, names, beside, settings
         self.atoms: dict[Axis, tuple[Axis, ...]] = {}
         self.places: dict[Axis, str] = {}
         self.named: dict[Axis, Tensor] = {}

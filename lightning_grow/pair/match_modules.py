@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,7 @@ def match_modules(
     """
     old, new = without_other_state(trace(source, source_inputs, forward), trace(target, target_inputs, forward))
     names, settings = match_names(_shapes(source), _shapes(target), rename), find_settings(source, old)
-    return match_tapes(old, new, {name: own for name, own in names.items() if own not in settings})
+    return match_tapes(old, new, {name: own for name, own in names.items() if own not in settings}, settings)
 
 
 def without_other_state(source: Trace, target: Trace) -> tuple[Trace, Trace]:
@@ -57,9 +57,9 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(item.shape) for name, item in named_tensors(module).items()}
 
 
-def match_tapes(source: Trace, target: Trace, names: dict[str, str]) -> Match:
+def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:
     """Zip two tapes by parameter name and dimension, and by input."""
-    match = Match(source, target, names, join_idle_buffers(source, target, names))
+    match = Match(source, target, names, join_idle_buffers(source, target, names), settings)
     for name, old_name in names.items():
         _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
     for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lightning_grow.options import Options
 from lightning_grow.pair.match import Match
-from lightning_grow.pair.settings import find_settings
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tape import Value
@@ -39,7 +38,7 @@ def saved_names(module: nn.Module) -> list[str]:
 
 def _missing(source: nn.Module, target: nn.Module, match: Match) -> list[str]:
     """Source tensors without a place in the target, one reason per module that the target lacks."""
-    used, there = {*match.names.values(), *find_settings(source, match.source)}, saved_names(target)
+    used, there = {*match.names.values(), *match.settings}, saved_names(target)
     missing: dict[str, int] = {}
     for name in saved_names(source):
         if name not in used:

@@ -32,12 +32,12 @@ def name_idle_buffers(match: Match, copies: Collection[str]) -> list[str]:
     ]
 
 
-def name_settings(match: Match, settings: Collection[str]) -> list[str]:
+def name_settings(match: Match) -> list[str]:
     """Say which buffers, of another size than the source's or gone, are as each module was built."""
-    own = sorted({*settings} - {*match.names.values()})
-    return [
-        f"No forward reads {', '.join(map(repr, own))}, as the source was built with: the target has its own."
-    ] * bool(own)
+    if not match.settings:
+        return []
+    own = ", ".join(map(repr, sorted(match.settings)))
+    return [f"No forward reads {own}, as the source was built with: the target has its own."]
 
 
 def name_shared_counts(match: Match) -> list[str]:

@@ -22,7 +22,6 @@ from lightning_grow.pair.notes import (
     name_shared_counts,
 )
 from lightning_grow.pair.roles import find_roles
-from lightning_grow.pair.settings import find_settings
 from lightning_grow.plan.choose import Chosen, choose, find_attributes, first_choice
 from lightning_grow.plan.copied_units import find_copied_units
 from lightning_grow.plan.growth_plan import GrowthPlan
@@ -62,7 +61,7 @@ def make_plan(
             *name_copies(copies),
             *_name_sums(states.sums),
             *name_idle_buffers(match, copies),
-            *name_settings(match, find_settings(source, match.source)),
+            *name_settings(match),
             *name_shared_counts(match),
             *name_branches(match),
             *name_left_out(match),
