@@ -64,6 +64,8 @@ def find_roles(trace: Trace) -> Roles:
                 roles.origins[output] = roles.of(node.tensors()[0])
             elif isinstance(meaning, Contract):
                 _contracted(roles, meaning)
+            elif isinstance(meaning, Lookup) and len(meaning.table.axes) > 2:  # matrices, by their expert
+                roles.origins[output] = [*[()] * len(meaning.index.axes), *roles.of(meaning.table)[1:]]
             elif isinstance(meaning, Lookup):
                 roles.write(meaning.table, skip=1)
             else:

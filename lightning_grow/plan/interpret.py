@@ -88,7 +88,9 @@ def _take(run: Run, step: Step) -> None:
 
 
 def _is_constant(run: Run, node: Node) -> bool:
-    """Whether nothing but constants is computed: what they are is known."""
+    """Whether nothing but constants is computed: what they are is known; where rows are routed to is the weights'."""
+    if node.name == "nonzero" and node.tensors()[0].constant is None:
+        return False
     return run.at not in run.states.read and all(value.constant is not None for value in node.outputs)
 
 

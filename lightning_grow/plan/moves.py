@@ -14,7 +14,7 @@ from lightning_grow.plan.run import Run
 from lightning_grow.plan.step import NotKept
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
-from lightning_grow.trace.tape import Node, Value, is_random
+from lightning_grow.trace.tape import Node, Value, is_empty, is_random
 
 
 def rearrange(run: Run, node: Node, output: Value, meaning: Rearrange) -> Cells:
@@ -35,8 +35,8 @@ def _expand_more(run: Run, node: Node, output: Value, value: Value) -> None:
 
 
 def create(run: Run, node: Node, output: Value, meaning: Create) -> Cells:
-    """A tensor made of what is not known, or random: the source's own where both models draw alike."""
-    known = run.step.source is not None and is_random(node) and run.draws_alike
+    """Random numbers are the source's own where both draw alike; what is left empty is written before it is read."""
+    known = run.step.source is not None and (is_empty(node) or (is_random(node) and run.draws_alike))
     cell = kept() if known else Cell(Kind.NEW, origin=node.place)
     return run.layout.each_cell(output.axes, lambda *_: cell)
 
@@ -58,7 +58,7 @@ def opaque(run: Run, node: Node, output: Value, meaning: Opaque) -> Cells:
 def lookup(run: Run, node: Node, output: Value, meaning: Lookup) -> Cells:
     """Rows of a table: the example's indices are the source's, so are the rows."""
     table, index = run.of(meaning.table), run.of(meaning.index)
-    _keep_index(node, index)
+    keep_index(run, node, meaning.index)
     slots = run.layout.slots(meaning.table.axes[meaning.dim])
     row = next((number for number, slot in enumerate(slots) if not slot.is_new), 0)
     rows = table.take([row], axis=meaning.dim).squeeze(axis=meaning.dim)
@@ -67,8 +67,14 @@ def lookup(run: Run, node: Node, output: Value, meaning: Lookup) -> Cells:
 
 def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
     """Positions of some dimensions are mixed, all others treated alike; the mixed ones may not grow."""
-    run.keep_positions(node, [meaning.inputs[0].axes[dim] for dim in meaning.dims])
-    cells, shape = run.of(meaning.inputs[0]), run.layout.shape(output.axes)
+    value, *by = meaning.inputs
+    run.keep_positions(node, [value.axes[dim] for dim in meaning.dims])
+    for index in by:
+        if index.constant is None:
+            keep_index(run, node, index)
+    cells, shape = run.of(value), run.layout.shape(output.axes)
+    if not meaning.scales:
+        run.unscaled(members(cells), node)
     for dim in meaning.dims:
         cells = cells.take([0], axis=dim)
     if cells.ndim != len(shape):  # indexing by tensors changes the rank
@@ -77,7 +83,12 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
         at = meaning.dims[0] if meaning.dims == tuple(range(meaning.dims[0], meaning.dims[-1] + 1)) else 0
         cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
     cells = _new_without_source(run, np.broadcast_to(cells, shape))
-    return filled(shape, lambda index: replace(cells[index], direct=False))
+    return filled(shape, lambda index: _moved(node, cells[index], bool(by)))
+
+
+def _moved(node: Node, cell: Cell, by_index: bool) -> Cell:
+    """What comes of a cell; where every unit goes by an index of its own, their mean is no unit's."""
+    return Cell(Kind.NEW, origin=node.place) if by_index and cell.kind is Kind.MEAN else replace(cell, direct=False)
 
 
 def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
@@ -85,8 +96,7 @@ def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
     run.keep_positions(node, [meaning.base.axes[dim] for dim in meaning.dims])
     run.keep_positions(node, [meaning.value.axes[dim] for dim in meaning.inner])
     for item in meaning.indices:
-        if item.constant is None or known_factor(run, node, item) != 1.0:
-            _keep_index(node, run.of(item))
+        keep_index(run, node, item)
     base, value = run.of(meaning.base), run.of(meaning.value)
     for dim in meaning.inner:
         value = value.take([0], axis=dim)
@@ -97,13 +107,28 @@ def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
         base = base.take([0], axis=dim)
     inputs, onto = [(meaning.base, base), (meaning.value, value)], meaning.function
     laws = Laws(lambda inputs: onto(*inputs), 2, onto)
-    if meaning.base.constant is not None and not meaning.base.constant.any():
+    if _says_nothing(run, meaning.base):
         inputs, laws = inputs[1:], Laws(lambda inputs: onto(inputs[0] * 0, inputs[0]), 1, (onto, "onto zeros"))
     return combine(run, node, output, laws, inputs)[0]
 
 
-def _keep_index(node: Node, index: Cells) -> None:
-    if any(cell.kind is not Kind.KEPT for cell in members(index)):
+def _says_nothing(run: Run, base: Value) -> bool:
+    """Whether a base is 0, or empty: what is written to it decides."""
+    if base.constant is not None:
+        return not base.constant.any()
+    maker = run.match.target.makers.get(base)
+    return maker is not None and is_empty(maker)
+
+
+def keep_index(run: Run, node: Node, index: Value) -> None:
+    """Refuse to go by other positions than the source; a new layer may go by any.
+
+    Raises:
+        NotKept: An index is not the source's.
+    """
+    if run.step.source is None or (index.constant is not None and known_factor(run, node, index) == 1.0):
+        return
+    if any(cell.kind is not Kind.KEPT for cell in members(run.of(index))):
         raise NotKept(f"{node.place} is indexed by new entries; keep what it indexes by as it is.")
 
 

@@ -54,6 +54,14 @@ class Contract:
 
     "." labels an axis that is summed or slid over in place (a convolution's window) and may not grow, brackets a
     product of axes (groups by channels of a group).
+
+    Args:
+        left: The first factor.
+        right: The second.
+        labels: Of the factors, and of the product.
+        bias: What is added.
+        factors: The factors of the axes in brackets.
+        routes: What says which position of a "." axis each row meets (experts).
     """
 
     left: Value
@@ -61,6 +69,7 @@ class Contract:
     labels: tuple[str, str, str]
     bias: Value | None = None
     factors: tuple[tuple[str, Axis], ...] = ()
+    routes: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,17 @@ class Reduce:
 
 @dataclass(frozen=True)
 class Along:
-    """Mixes the positions along `dims` (pooling, sorting, cumulating) and treats all other axes alike."""
+    """Mixes the positions along `dims` (pooling, sorting, cumulating) and treats all other axes alike.
+
+    Args:
+        inputs: What is mixed, then the indices that say how.
+        dims: The dimensions.
+        scales: Whether inputs that are c times larger give outputs that are.
+    """
 
     inputs: tuple[Value, ...]
     dims: tuple[int, ...]
+    scales: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.private import TorchDispatchMode, base, decompositions, no_dispatch, schema, tree_leaves, tree_map
+from lightning_grow.private import TorchDispatchMode, decompositions, no_dispatch, schema, tree_leaves, tree_map
+from lightning_grow.trace.aliases import Aliases, View, shares_memory, written
 from lightning_grow.trace.axes import Axis
-from lightning_grow.trace.meanings import Opaque
 from lightning_grow.trace.meta_results import MetaResults
+from lightning_grow.trace.routing import MASKED, has_mask, mask_positions, routed_positions
 from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions  # noqa: F401 - fill the table
-from lightning_grow.trace.table import apply_rule, has_rule
+from lightning_grow.trace.table import has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
 from lightning_grow.trace.unfold import UNFOLDED
 
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
+_MOST_GUARDS = 10_000  # a loop until something converges has no end here
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its __init_subclass__ untyped
-    """Records each operator; `device` is "meta", or None to run on the tensors as they are."""
+    """Records each operator.
 
-    def __init__(self, device: str | None) -> None:
+    Args:
+        device: "meta", or None to run on the tensors as they are.
+        answer: What a forward is told that asks whether there is anything to do; see routing.py.
+    """
+
+    def __init__(self, device: str | None, answer: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.answer = answer
         self.trace, self.device, self.results = Trace(), device, MetaResults()
         self.values: dict[int, Value] = {}
+        self.aliases = Aliases()
         self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
         self.path: list[str] = []
         self.whole: Node | None = None
@@ -51,13 +60,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             NeedsData: It is on the meta device, so that its content is not there.
         """
         if id(tensor) in self.values:
-            return self.values[id(tensor)]
+            return self._again(tensor) if self.aliases.is_stale(tensor) else self.values[id(tensor)]
         if tensor.is_meta and tensor.numel() and self.device == "meta":  # torch.tensor(x, device=meta), a list as index
             raise NeedsData(self.where)
         constant = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
         return self.track(tensor, Value([Axis(size) for size in tensor.shape], tensor.dtype, constant=constant))
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operator_name(op) in MASKED and has_mask(args[1]):
+            with self:
+                args = (args[0], mask_positions(args[1]), *args[2:])
         arguments = bind_arguments(op, args, kwargs or {})
         values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
@@ -70,13 +82,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 simpler = _decompositions().get(op, op.decompose)(*args, **(kwargs or {}))
             if simpler is not NotImplemented:
                 return simpler
+        positions = routed_positions(tensors[0]) if op is torch.ops.aten.nonzero.default else None
+        if positions is not None:
+            result = positions.to(self.device or args[0].device)
+            self._record(Node(op, values, self.where, self.whole), result, [positions])
+            return result
         result = self.results(op, self._placed(args), self._placed(kwargs or {}))
         if _changes_nothing(op, tensors, result):
             self.track(result, tensors[0])
+            if shares_memory(op):
+                self.aliases.enter(result, View(_first(args)))
             return result
         node = Node(op, values, self.where, self.whole)
-        constant = self._constant_results(op, args, kwargs or {}, tensors)
-        self._record(node, result, args, constant)
+        contents = self._constant_results(op, args, kwargs or {}, tensors)
+        if schema(op).is_mutable and torch.Tag.inplace_view not in op.tags:
+            return self._write(node, result, contents, written(op, args, kwargs or {}))
+        for number, tensor in enumerate(self._record(node, result, contents)):
+            if shares_memory(op):
+                self.aliases.enter(tensor, View(_first(args), node, number, args, kwargs or {}))
         return result
 
     def _unfold(self, op: Any, values: dict[str, Any], args: Any, kwargs: Any) -> Any:
@@ -91,6 +114,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
         if tensors[0].constant is not None:
             return tensors[0].constant.item()
+        if tensors[0].learned and tensors[0].dtype is torch.bool and len(self.trace.guards) < _MOST_GUARDS:
+            self.trace.guards.append(self.where)
+            return self.answer
         if tensors[0].learned:
             raise Branches(self.where)
         if self.device == "meta":
@@ -125,25 +151,74 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
         return [item if isinstance(item, Tensor) and item.numel() <= _LARGEST_CONSTANT else None for item in results]
 
-    def _record(self, node: Node, result: Any, args: Any, constants: list[Tensor | None]) -> None:
+    def _record(self, node: Node, result: Any, contents: list[Tensor | None]) -> list[Tensor]:
+        """Put an operator on the tape; its results are what it computes."""
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        axes, node.meaning = apply_rule(node, [tuple(tensor.shape) for tensor in tensors])
-        constants = constants or [None] * len(tensors)
-        for tensor, its_axes, constant in zip(tensors, axes, constants, strict=True):
-            learned = constant is None and any(item.learned for item in node.tensors())
-            value = Value(its_axes, tensor.dtype, constant=constant, learned=learned)
-            node.outputs.append(value)
-            if schema(node.op).is_mutable and (lost := base(tensor)) is not None:
-                self._forget_base(node, lost)
-            self.track(tensor, value)
+        for tensor, content in zip(tensors, contents or [None] * len(tensors), strict=True):
+            learned = content is None and any(item.learned for item in node.tensors())
+            axes = [Axis(size) for size in tensor.shape]
+            node.outputs.append(Value(axes, tensor.dtype, constant=content, learned=learned))
+            self.track(tensor, node.outputs[-1])
         self.trace.nodes.append(node)
+        return tensors
 
-    def _forget_base(self, node: Node, base: Tensor) -> None:
-        """A write through a view changes the tensor below it: what that holds is no longer known."""
-        reason = f"{node.op} writes in place through a view; write it without assignment to a slice"
-        lost = Value([Axis(size) for size in base.shape], base.dtype)
-        self.trace.nodes.append(replace(node, outputs=[lost], meaning=[Opaque(reason)]))
-        self.track(base, lost)
+    def _write(self, node: Node, result: Any, contents: list[Tensor | None], targets: list[Tensor]) -> Any:
+        """Record an operator that writes in place: the tensors written to hold its results, and all below them do."""
+        before = [self.values.get(id(tensor)) for tensor in targets]
+        made = self._record(node, result, contents)
+        for tensor, old, value in zip(targets, before, node.outputs, strict=False):
+            self.track(tensor, value)
+            for view in self.aliases.write(tensor):
+                if view.node is not None and old is not None:
+                    value, old = self._write_below(node, view, value, old)
+                self.track(view.below, value)
+        return result if len(targets) != 1 or len(made) != 1 else targets[0]
+
+    def _write_below(self, writer: Node, view: View, value: Value, old: Value) -> tuple[Value, Value]:
+        """What the tensor below a view holds after a write through it, and what it held."""
+        below = self.values[id(view.below)]
+        arguments = {"self": below, "src": value, "before": old}
+        content = self._written_content(view, below, value)
+        learned = content is None and (below.learned or value.learned)
+        made = Value([Axis(size) for size in below.shape], below.dtype, constant=content, learned=learned)
+        node = Node(writer.op, arguments, writer.path, writer.whole, [made], through=(view.node or writer, view.number))
+        self.trace.nodes.append(node)
+        return made, below
+
+    def _written_content(self, view: View, below: Value, value: Value) -> Tensor | None:
+        if below.constant is None or value.constant is None or view.node is None:
+            return None
+        whole = _laid_out(below.constant, view.below, True)
+        with no_dispatch():
+            shown = [
+                tree_map(lambda leaf: whole if leaf is view.below else leaf, item) for item in (view.args, view.kwargs)
+            ]
+            tree_leaves(view.node.op(*shown[0], **shown[1]))[view.number].copy_(value.constant)
+        return whole
+
+    def _again(self, tensor: Tensor) -> Value:
+        """What a view shows of memory that was written to since."""
+        view = self.aliases.view(tensor)
+        below = self.value_of(view.below) if view is not None else self.values[id(tensor)]
+        self.aliases.look(tensor)
+        if view is None or view.node is None:
+            self.track(tensor, below)
+            return below
+        first = view.node.tensors()[0]
+        arguments = tree_map(lambda leaf: below if leaf is first else leaf, view.node.arguments)
+        node = Node(view.node.op, arguments, view.node.path, view.node.whole)
+        contents = self._constant_results(node.op, view.args, view.kwargs, [below])
+        contents = contents or [None] * len(view.node.outputs)
+        for value, content in zip(view.node.outputs, contents, strict=True):
+            axes = [Axis(size) for size in value.shape]
+            node.outputs.append(Value(axes, value.dtype, constant=content, learned=content is None and below.learned))
+        self.trace.nodes.append(node)
+        self.aliases.enter(tensor, replace(view, node=node))
+        return self.track(tensor, node.outputs[view.number])
+
+
+def _first(args: Any) -> Tensor:
+    return next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
 
 
 def _laid_out(content: Any, like: Tensor, is_written: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from lightning_grow.private import Operator, schema
@@ -108,7 +109,9 @@ def apply_rule(node: Node, shapes: list[tuple[int, ...]]) -> tuple[list[list[Axi
     """Return the axes and the meaning of every output of `node`."""
     call = Call(node, shapes)
     try:
-        if node.name in RULES:
+        if node.through is not None:
+            outputs = write_through(call)
+        elif node.name in RULES:
             outputs = RULES[node.name](call)
         elif torch.Tag.pointwise in node.op.tags:
             outputs = pointwise(call)
@@ -149,6 +152,22 @@ def broadcast(values: Sequence[Value], shape: Sequence[int]) -> list[Axis]:
             else:
                 unify(current, axis)
     return [axis or Axis(size) for axis, size in zip(axes, shape, strict=True)]
+
+
+def write_through(call: Call) -> list[Output]:
+    """What is written through a view stands in its places of the tensor below; all others stay."""
+    node, number = call.node.through or (call.node, 0)
+    view, (below, written, _) = node.meaning[number], call.node.tensors()
+    if not isinstance(view, Rearrange):
+        return opaque(call, f"operator {call.node.op} writes in place through {node.op}, which has no rule for that")
+
+    def move(count: Callable[[Axis], int], cells: Any, new: Any) -> Any:
+        places = view.move(count, np.arange(cells.size).reshape(cells.shape))
+        result = cells.copy()
+        result.flat[places.ravel()] = np.broadcast_to(new, places.shape).ravel()
+        return result
+
+    return [(list(below.axes), Rearrange((below, written), move))]
 
 
 def pointwise(call: Call) -> list[Output]:

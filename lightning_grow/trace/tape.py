@@ -59,6 +59,8 @@ class Node:
         whole: The composite operator (a norm, a softmax) that this one is a part of.
         outputs: One value per tensor that it returns.
         meaning: What each output is made of; see meanings.py.
+        through: The view, and which of its outputs, through which it writes to the tensor below; its arguments are that
+            tensor, what is written, and what was there.
     """
 
     op: Operator
@@ -67,6 +69,7 @@ class Node:
     whole: Node | None = None
     outputs: list[Value] = field(default_factory=list)
     meaning: list[Any] = field(default_factory=list)
+    through: tuple[Node, int] | None = None
 
     @cached_property
     def name(self) -> str:
@@ -82,6 +85,11 @@ class Node:
     def where(self) -> str:
         """The module that called it, for messages."""
         return f"'{self.path}'" if self.path else "the model's forward"
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every output."""
+        return [value.shape for value in self.outputs]
 
     def tensors(self) -> list[Value]:
         """The tensor arguments in schema order, lists flattened."""
@@ -103,6 +111,7 @@ class Trace:
         outputs: The tensors that are returned, by their place in what is returned.
         carried: The outputs that the forward takes back in its next call (a cache).
         branches: The modules whose forward reads the content of an input, and may go by it.
+        guards: The modules that ask whether there is anything to do, where weights decide it.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -111,6 +120,7 @@ class Trace:
     outputs: dict[str, Value] = field(default_factory=dict)
     carried: set[str] = field(default_factory=set)
     branches: list[str] = field(default_factory=list)
+    guards: list[str] = field(default_factory=list)
 
     @cached_property
     def makers(self) -> dict[Value, Node]:
@@ -125,6 +135,11 @@ class Trace:
 def is_random(node: Node) -> bool:
     """Whether an operator draws random numbers."""
     return torch.Tag.nondeterministic_seeded in node.op.tags
+
+
+def is_empty(node: Node) -> bool:
+    """Whether an operator makes a tensor whose content is to be written."""
+    return node.name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
 def operator_name(op: Operator) -> str:

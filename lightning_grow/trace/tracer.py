@@ -18,9 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.private import no_onednn, tables, tree_map
 from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.live import give_axes
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
 from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
+from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
 
@@ -158,7 +160,23 @@ def _branching(module: nn.Module, error: Branches) -> str:
 
 
 def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
-    tracer = Recorder(device)
+    """One pass; a second one, with the other answer, where the forward asks whether there is anything to do."""
+    tape = _pass(module, example_inputs, forward, device, True)
+    if tape.guards:
+        shown, other = sorted((tape, _pass(module, example_inputs, forward, device, False)), key=_length, reverse=True)
+        if not shows_all(shown, other):
+            raise Branches(tape.guards[0])
+        tape = shown
+    give_axes(tape)
+    return tape
+
+
+def _length(tape: Trace) -> int:
+    return len(tape.nodes)
+
+
+def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None, answer: bool) -> Trace:
+    tracer = Recorder(device, answer)
     stand_ins = _register(module, tracer, device)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))

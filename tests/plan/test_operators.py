@@ -162,14 +162,12 @@ def set_slice(x):
     return x
 
 
-SLICES = "what lies below a view that is written is not among the tensors that the refusal looks at"
 UNLIKE = {  # constants that differ from one copy to the next
     "positions": lambda x: x * torch.arange(x.shape[-1]),
     "identity matrix": lambda x: x @ torch.eye(x.shape[-1]).to(x),
     "triangle": lambda x: x @ torch.ones(x.shape[-1], x.shape[-1]).to(x).tril(),
     "cosines": lambda x: x * (x[:, :1].detach() * 0 + torch.arange(1, x.shape[-1] + 1)).cos(),
-    # The check on real tensors refuses this; the plan, which is all there is with verify=False, takes it for exact.
-    "a slice set to 0": pytest.param(set_slice, marks=pytest.mark.xfail(strict=True, reason=SLICES)),
+    "a slice set to 0": set_slice,
 }
 
 

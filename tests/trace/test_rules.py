@@ -10,6 +10,7 @@ from lightning_grow.trace.table import RULES
 from lightning_grow.trace.tracer import trace
 
 INDEX = torch.tensor([0, 2, 1])
+OFFSETS = torch.tensor([2, 6], dtype=torch.int32)
 
 
 class Micro(nn.Module):
@@ -61,6 +62,11 @@ CASES = {
         ((3, 4, 2), lambda w: F.conv_transpose1d(torch.ones(1, 3, 5), w), "[3, 4, 2]", "[1, 4, 6]"),
         ((6, 4, 2), lambda w: F.conv_transpose1d(torch.ones(1, 6, 5), w, groups=3), "[(3*2), 4, 2]", "[1, (3*4), 6]"),
     ],
+    "grouped_matmul": [
+        ((2, 4, 8), lambda w: torch._grouped_mm(torch.ones(6, 4), w, OFFSETS), "[2, 4, 8]", "[6, 8]"),
+    ],
+    "nonzero": [((3, 4), lambda w: (w > 0).nonzero(), "[3, 4]", "[12, 2]")],
+    "copy": [((4,), lambda w: torch.ones(3, 4).copy_(w), "[4]", "[3, 4]")],
     "embedding": [((7, 4), lambda w: F.embedding(INDEX, w), "[7, 4]", "[3, 4]")],
     "index": [
         ((7, 4), lambda w: w[INDEX], "[7, 4]", "[3, 4]"),

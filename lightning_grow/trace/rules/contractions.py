@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lightning_grow.trace.axes import Axis, factor, product_of, unify
 from lightning_grow.trace.meanings import Contract
-from lightning_grow.trace.table import Call, Output, axis_rule, fresh
+from lightning_grow.trace.table import Call, Output, axis_rule, fresh, opaque
 from lightning_grow.trace.tape import Value
 
 
@@ -44,6 +44,16 @@ def contract(
             if axis.size == axes[dim + lead].size:
                 unify(axis, axes[dim + lead])
     return [(axes, Contract(left, right, labels, bias))]
+
+
+@axis_rule("_grouped_mm")
+def grouped_matmul(call: Call) -> list[Output]:
+    """Rows by the matrix of their expert; the offsets say whose rows they are."""
+    rows, experts = call["self"], call["mat2"]
+    if (len(rows.axes), len(experts.axes)) != (2, 3):
+        return opaque(call, f"operator {call.node.op} of these ranks has no rule")
+    axes, meaning = contract(rows, experts, ("sk", ".kn", "sn"), call.shapes[0], call.get("bias"))[0]
+    return [(axes, replace(meaning, routes=(call["offs"],)))]
 
 
 @axis_rule("convolution")

@@ -25,7 +25,8 @@ def index(call: Call) -> list[Output]:
     value = call.input
     if call.node.name == "index_select":
         dim = call["dim"] % len(value.axes)
-        return [([*value.axes[:dim], Axis(call.shapes[0][dim]), *value.axes[dim + 1 :]], Along((value,), (dim,)))]
+        axes = [*value.axes[:dim], Axis(call.shapes[0][dim]), *value.axes[dim + 1 :]]
+        return [(axes, Along((value, call["index"]), (dim,)))]
     if call.node.name == "index":
         return _index_by_tensors(call, value)
     dim = call["dim"] % len(value.axes)
@@ -33,7 +34,7 @@ def index(call: Call) -> list[Output]:
         axis if number != dim and axis.size == size else Axis(size)
         for number, (axis, size) in enumerate(zip(value.axes, call.shapes[0], strict=True))
     ]
-    return [(axes, Along((value,), (dim,)))]
+    return [(axes, Along((value, call.node.tensors()[1]), (dim,)))]
 
 
 def _index_by_tensors(call: Call, value: Value) -> list[Output]:
@@ -45,7 +46,14 @@ def _index_by_tensors(call: Call, value: Value) -> list[Output]:
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
     at = indexed[0] if together else 0
     picked = fresh(call.shapes[0][at : at + len(call.shapes[0]) - len(rest)])
-    return [([*rest[:at], *picked, *rest[at:]], Along((value,), tuple(indexed)))]
+    by = tuple(item for item in indices if item is not None)
+    return [([*rest[:at], *picked, *rest[at:]], Along((value, *by), tuple(indexed)))]
+
+
+@axis_rule("nonzero")
+def nonzero(call: Call) -> list[Output]:
+    """The positions of what is not 0."""
+    return [(fresh(call.shapes[0]), Along((call.input,), tuple(range(len(call.input.axes))), scales=False))]
 
 
 def _add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lightning_grow.trace.axes import Axis, AxisError, cut, factor, product_of, reshape, sum_of, unify
-from lightning_grow.trace.meanings import Create, Rearrange
-from lightning_grow.trace.table import RULES, Call, Output, axis_rule, create, fresh, pointwise
+from lightning_grow.trace.meanings import Create, Pointwise, Rearrange
+from lightning_grow.trace.table import RULES, Call, Output, axis_rule, broadcast, create, fresh, pointwise
 from lightning_grow.trace.tape import VIEWS
 
 for _name in ("bernoulli", "new_empty", "new_empty_strided", "empty_strided", "normal", "uniform", "exponential"):
@@ -27,7 +27,17 @@ def create_like(call: Call) -> list[Output]:
     return [(axes if shaped else fresh(call.shapes[0]), Create())]
 
 
-UNTAGGED = "masked_fill", "copy", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"
+@axis_rule("copy")
+def copy(call: Call) -> list[Output]:
+    """What is written stands there, whatever stood there before."""
+    base, value = call.node.tensors()
+    if value.dtype != base.dtype:
+        return pointwise(call)
+    meaning = Pointwise((value,), lambda inputs: inputs[0])
+    return [(broadcast([base, value], call.shapes[0]), meaning)]
+
+
+UNTAGGED = "masked_fill", "dropout", "native_dropout", "_to_copy", "clone", "where", "lerp", "tril", "triu"
 for _name in (*UNTAGGED, "leaky_relu"):  # torch 2.10 does not tag the last one
     RULES[_name] = pointwise
 

@@ -73,14 +73,16 @@ def pad(call: Call) -> list[Output]:
     return [(axes, Along((value,), window))]
 
 
+_NOT_SCALED = ("cumprod", "logcumsumexp", "histc", "bincount")
+
+
 @axis_rule(
+    *_NOT_SCALED,
     "cumsum",
-    "cumprod",
     "flip",
     "roll",
     "sort",
     "argsort",
-    "logcumsumexp",
     "cummax",
     "fft_fft",
     "_fft_r2c",
@@ -91,8 +93,9 @@ def along(call: Call) -> list[Output]:
     """Mix the positions of some dimensions."""
     value = call.input
     dims = call.dims(("dim", "dims"))
+    meaning = Along((value,), dims, scales=call.node.name not in _NOT_SCALED)
     return [
-        ([Axis(size) if dim in dims else value.axes[dim] for dim, size in enumerate(shape)], Along((value,), dims))
+        ([Axis(size) if dim in dims else value.axes[dim] for dim, size in enumerate(shape)], meaning)
         for shape in call.shapes
     ]
 
