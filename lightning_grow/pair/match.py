@@ -26,7 +26,7 @@ class Match:
         source: The source's tape.
         target: The target's tape.
         names: Target name -> source name, for every tensor that both have.
-        beside: Buffers that no traced operator uses -> the one of their module whose axes they have.
+        beside: Tensors that no traced operator uses -> the one whose axes they have.
         settings: The source's buffers that are its own: not among `names`.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_grow.pair.idle_buffers import join_idle_buffers
+from lightning_grow.pair.idle import join_idle
 from lightning_grow.pair.layouts import say_other_layout
 from lightning_grow.pair.match import Match, Refusal
 from lightning_grow.pair.names import match_names
@@ -59,7 +59,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:
     """Zip two tapes by parameter name and dimension, and by input."""
-    match = Match(source, target, names, join_idle_buffers(source, target, names), settings)
+    match = Match(source, target, names, join_idle(source, target, names), settings)
     for name, old_name in names.items():
         _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
     for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):

@@ -21,11 +21,14 @@ def name_copies(copies: Mapping[str, str]) -> list[str]:
     return [f"No forward runs '{copy}': it grows as '{original}', which it copies." for copy, original in sorted(pairs)]
 
 
-def name_idle_buffers(match: Match, copies: Collection[str]) -> list[str]:
-    """Say which growing buffers no check can run, for no forward uses them."""
+def name_idle(match: Match, copies: Collection[str]) -> list[str]:
+    """Say which growing tensors no check can run, for no forward uses them."""
     return [
-        f"No forward uses the buffer '{name}': it grows as '{other}' beside it, with the target's own values at new "
-        "entries."
+        f"No forward uses the parameter '{name}': it grows along the axis of '{other}', with 0 at new entries, or the "
+        "mean of the others where the units beside them have it."
+        if match.target.tensors[name].trained
+        else f"No forward uses the buffer '{name}': it grows as '{other}' beside it, with the target's own values at "
+        "new entries."
         for name, other in match.beside.items()
         if name not in copies
         and any(match.grows(atom) for axis in match.target.tensors[name].axes for atom in atoms(axis))

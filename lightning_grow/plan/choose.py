@@ -71,7 +71,7 @@ def choose(
     is_deeper = any(name not in match.names for name in match.target.tensors)
     if not promises or (first.parts and not is_deeper):
         return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost)
-    tried = {start}
+    tried, furthest = {start}, first
     while chosen.lost:
         choice = _turned(match, chosen, units)
         if choice in tried:  # x + f(x) is kept by an f that begins at 0, not by one that begins as the identity
@@ -79,10 +79,19 @@ def choose(
         if choice in tried and options.allow_attribute_changes:
             choice = replace(start, free_numbers=_free_numbers(match.target, target))
         if choice in tried:
-            return Chosen(start, lost=first.lost)
+            return Chosen(start, lost=furthest.lost)
         tried.add(choice)
         chosen = attempt(choice)
+        furthest = max(furthest, chosen, key=_reach)
     return chosen
+
+
+def _reach(chosen: Chosen) -> int:
+    """How far a run came before something stood in its way: what stops the furthest is the true reason."""
+    run = chosen.run
+    if run is None:
+        return 0
+    return next((number for number, step in enumerate(run.steps) if step.failure is not None), len(run.steps))
 
 
 def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice], Chosen]:

@@ -10,7 +10,7 @@ from lightning_grow.pair.roles import Dimension, split_labels
 from lightning_grow.plan.cells import ZERO, Cell, Kind, kept, union
 from lightning_grow.plan.content import known_content
 from lightning_grow.plan.laws import ADD
-from lightning_grow.plan.moves import keep_index
+from lightning_grow.plan.mixing import keep_index
 from lightning_grow.plan.pointwise import changed_number, combine
 from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import ONE, Scale, shifted
@@ -27,7 +27,7 @@ def contract(run: Run, node: Node, output: Value, meaning: Contract) -> Cells:
         run.keep_positions(node, _windows(meaning))
         for index in meaning.routes:
             keep_index(run, node, index)
-    cells = _spread(run, output, meaning, [_sum(run, node, meaning, *item) for item in each_term(run, meaning)])
+    cells = _spread(run, output, meaning, [_sum(run, node, meaning, *item) for item in each_term(run, node, meaning)])
     return cells if meaning.bias is None else _add_bias(run, node, output, meaning.bias, cells)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from torch import nn
 
 from lightning_grow.options import Options
 from lightning_grow.pair.copies import find_copies
+from lightning_grow.pair.match import Match
 from lightning_grow.pair.match_modules import match_modules
 from lightning_grow.pair.mismatch import find_mismatches, saved_names
 from lightning_grow.pair.named_inputs import name_inputs
 from lightning_grow.pair.notes import (
     name_branches,
     name_copies,
-    name_idle_buffers,
+    name_idle,
     name_left_out,
     name_settings,
     name_shared_counts,
@@ -27,6 +28,7 @@ from lightning_grow.plan.copied_units import find_copied_units
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.initial_states import find_initial_states
 from lightning_grow.plan.write import Draft, write_groups, write_tensors
+from lightning_grow.trace.axes import resolve
 
 
 def make_plan(
@@ -48,7 +50,7 @@ def make_plan(
         chosen, dropped = Chosen(first_choice(match, units, strategy)), []
     else:
         chosen = choose(match, roles, states, target, options, units)
-    impossible += chosen.parts
+    impossible += [*chosen.parts, *_unclear(match, chosen, copies)]
     draft = Draft(match, roles, strategy, units, chosen, copies, generator)
     return GrowthPlan(
         strategy=strategy,
@@ -60,7 +62,7 @@ def make_plan(
         notes=(
             *name_copies(copies),
             *_name_sums(states.sums),
-            *name_idle_buffers(match, copies),
+            *name_idle(match, copies),
             *name_settings(match),
             *name_shared_counts(match),
             *name_branches(match),
@@ -71,6 +73,19 @@ def make_plan(
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
         left_out=frozenset(match.left_out),
     )
+
+
+def _unclear(match: Match, chosen: Chosen, copies: Collection[str]) -> list[str]:
+    """Idle matrices along units of which new ones are a mean: what writes such units needs it, what reads them a 0."""
+    units = set(chosen.run.means.values()) if chosen.run is not None else set()
+    values = {name: match.target.tensors[name] for name in match.beside if name not in copies}
+    return [
+        f"'{name}' grows but no traced operator uses it, so it is unknown whether it reads or writes the units of "
+        f"'{match.beside[name]}'. Pass forward= a callable that uses it, or keep its shape."
+        for name, value in values.items()
+        if value.trained and sum(axis.size > 1 for axis in value.axes) > 1
+        if any(resolve(axis) in units for axis in value.axes)
+    ]
 
 
 def _name_sums(shapes: Iterable[tuple[int, ...]]) -> list[str]:

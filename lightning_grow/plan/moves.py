@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from lightning_grow.plan.cells import Cell, Kind, filled, kept, members
-from lightning_grow.plan.content import known_factor
 from lightning_grow.plan.laws import Laws
+from lightning_grow.plan.mixing import keep_index, mixed
 from lightning_grow.plan.pointwise import combine
 from lightning_grow.plan.run import Run
 from lightning_grow.plan.step import NotKept
@@ -76,8 +76,10 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
     if not meaning.scales:
         run.unscaled(members(cells), node)
     for dim in meaning.dims:
-        cells = cells.take([0], axis=dim)
-    if cells.ndim != len(shape):  # indexing by tensors changes the rank
+        cells = mixed(run, node, cells, dim)
+    if meaning.kept is not None:
+        cells = cells.reshape([1 if dim is None else cells.shape[dim] for dim in meaning.kept])
+    elif cells.ndim != len(shape):  # indexing by tensors changes the rank
         kept_dims = [size for dim, size in enumerate(cells.shape) if dim not in meaning.dims]
         lead = [1] * (len(shape) - len(kept_dims))
         at = meaning.dims[0] if meaning.dims == tuple(range(meaning.dims[0], meaning.dims[-1] + 1)) else 0
@@ -99,12 +101,12 @@ def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
         keep_index(run, node, item)
     base, value = run.of(meaning.base), run.of(meaning.value)
     for dim in meaning.inner:
-        value = value.take([0], axis=dim)
+        value = mixed(run, node, value, dim)
     if meaning.inner != meaning.dims:  # an index tensor of its own rank: both are in one run, from the same dimension
         rest, at = value.shape[: meaning.dims[0]], meaning.dims[0] + len(meaning.inner)
         value = value.reshape([*rest, *[1] * len(meaning.dims), *value.shape[at:]])
     for dim in meaning.dims:
-        base = base.take([0], axis=dim)
+        base = mixed(run, node, base, dim)
     inputs, onto = [(meaning.base, base), (meaning.value, value)], meaning.function
     laws = Laws(lambda inputs: onto(*inputs), 2, onto)
     if _says_nothing(run, meaning.base):
@@ -118,18 +120,6 @@ def _says_nothing(run: Run, base: Value) -> bool:
         return not base.constant.any()
     maker = run.match.target.makers.get(base)
     return maker is not None and is_empty(maker)
-
-
-def keep_index(run: Run, node: Node, index: Value) -> None:
-    """Refuse to go by other positions than the source; a new layer may go by any.
-
-    Raises:
-        NotKept: An index is not the source's.
-    """
-    if run.step.source is None or (index.constant is not None and known_factor(run, node, index) == 1.0):
-        return
-    if any(cell.kind is not Kind.KEPT for cell in members(run.of(index))):
-        raise NotKept(f"{node.place} is indexed by new entries; keep what it indexes by as it is.")
 
 
 def _new_without_source(run: Run, cells: Cells) -> Cells:

@@ -236,6 +236,9 @@ class Run:
         if known and wanted:
             scalable = value.trained and name not in self.roles.offsets
             return kept(variable(name, index) if scalable else ONE)
+        if name in self.match.beside and value.trained:
+            means = [atom for slot in slots for atom in slot.new_atoms() if atom in self.means.values()]
+            return self._mean_cell(value, name, index, means[0]) if means else ZERO
         if name in self.choice.identities and wanted:
             return Cell(Kind.IDENTITY)
         own = frozenset([entry]) if value.trained else None

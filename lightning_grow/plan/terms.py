@@ -9,9 +9,10 @@ import numpy as np
 
 from lightning_grow.pair.roles import split_labels
 from lightning_grow.plan.cells import Cell, Entry, Kind, Slot, is_wanted
+from lightning_grow.plan.mixing import mixed
 from lightning_grow.plan.run import Run
 from lightning_grow.trace.meanings import Cells, Contract
-from lightning_grow.trace.tape import Value
+from lightning_grow.trace.tape import Node, Value
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Term:
         return next((cell.averaged_by for cell in (self.left, self.right) if cell.kind is Kind.NEW), None)
 
 
-def each_term(run: Run, meaning: Contract) -> Iterator[tuple[list[Term], bool]]:
+def each_term(run: Run, node: Node, meaning: Contract) -> Iterator[tuple[list[Term], bool]]:
     """For every cell of the product, in order: the terms that are summed, and whether it must be the source's."""
-    left, right = _factor(run, meaning, meaning.left, 0), _factor(run, meaning, meaning.right, 1)
+    left, right = _factor(run, node, meaning, meaning.left, 0), _factor(run, node, meaning, meaning.right, 1)
     slots = {**left.slots, **right.slots}
     out = {label: len(slots[label]) for label in meaning.labels[2] if label not in "()."}
     summed = {label: len(along) for label, along in slots.items() if label not in out}
@@ -94,12 +95,12 @@ def _places(sizes: dict[str, int]) -> Iterator[dict[str, int]]:
         yield dict(zip(sizes, index, strict=True))
 
 
-def _factor(run: Run, meaning: Contract, value: Value, side: int) -> _Factor:
+def _factor(run: Run, node: Node, meaning: Contract, value: Value, side: int) -> _Factor:
     """Fold products of axes into a dimension per label; a window's axes do not grow, so one cell stands for each."""
     factors, cells = dict(meaning.factors), run.of(value)
     labels = split_labels(meaning.labels[side])
     for dim in reversed([dim for dim, label in enumerate(labels) if label == "."]):
-        cells = cells.take([0], axis=dim).squeeze(axis=dim)
+        cells = mixed(run, node, cells, dim).squeeze(axis=dim)
     slots: dict[str, list[Slot]] = {}
     for dim, label in enumerate(labels):
         if label != ".":

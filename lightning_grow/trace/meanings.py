@@ -103,11 +103,13 @@ class Along:
         inputs: What is mixed, then the indices that say how.
         dims: The dimensions.
         scales: Whether inputs that are c times larger give outputs that are.
+        kept: The input dimension that each output dimension is, None for a mixed one; by their order where not given.
     """
 
     inputs: tuple[Value, ...]
     dims: tuple[int, ...]
     scales: bool = True
+    kept: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True)

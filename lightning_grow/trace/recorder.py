@@ -82,6 +82,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 simpler = _decompositions().get(op, op.decompose)(*args, **(kwargs or {}))
             if simpler is not NotImplemented:
                 return simpler
+        if _is_relayout(op, args):
+            return op(*args, **(kwargs or {}))
         positions = routed_positions(tensors[0]) if op is torch.ops.aten.nonzero.default else None
         if positions is not None:
             result = positions.to(self.device or args[0].device)
@@ -226,6 +228,16 @@ def _laid_out(content: Any, like: Tensor, is_written: bool) -> Tensor:
     if like.numel() and 0 not in like.stride() and content.stride() != like.stride():
         return torch.empty_strided(like.shape, like.stride(), dtype=content.dtype).copy_(content)
     return content.clone() if is_written else content  # type: ignore[no-any-return]
+
+
+def _is_relayout(op: Any, args: Any) -> bool:
+    """Whether as_strided_ gives other strides to dimensions of size 1 only."""
+    if operator_name(op) != "as_strided" or not schema(op).is_mutable or len(args) != 3:
+        return False
+    tensor, size, stride = args
+    return list(size) == list(tensor.shape) and all(
+        one == other or length == 1 for one, other, length in zip(stride, tensor.stride(), size, strict=True)
+    )
 
 
 _decompositions = lru_cache(maxsize=1)(decompositions)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_grow.trace.axes import Axis, AxisError, cut, factor, product_of, reshape, sum_of, unify
-from lightning_grow.trace.meanings import Create, Pointwise, Rearrange
+from lightning_grow.trace.meanings import Along, Create, Pointwise, Rearrange
 from lightning_grow.trace.table import RULES, Call, Output, axis_rule, broadcast, create, fresh, pointwise
 from lightning_grow.trace.tape import VIEWS
 
@@ -59,8 +59,27 @@ def permute(call: Call) -> list[Output]:
 @axis_rule(*VIEWS)
 def view(call: Call) -> list[Output]:
     """Factor and merge axes in row-major order."""
-    axes = _keep_equal(call.input.axes, call.shapes[0]) or reshape(call.input.axes, call.shapes[0])
+    try:
+        axes = _keep_equal(call.input.axes, call.shapes[0]) or reshape(call.input.axes, call.shapes[0])
+    except AxisError:
+        return _mixing_view(call)
     return call.rearrange(axes, lambda count, cells: cells.reshape([count(axis) for axis in axes]))
+
+
+def _mixing_view(call: Call) -> list[Output]:
+    """A view across units (a relative shift): the leading and the closing dimensions that stay are as they were."""
+    value, shape = call.input, call.shapes[0]
+    sizes = [axis.size for axis in value.axes]
+    lead = next(count for count in range(len(shape) + 1) if sizes[: count + 1] != list(shape[: count + 1]))
+    tail = next(count for count in range(len(shape) + 1) if _end(sizes, count + 1) != _end(shape, count + 1))
+    tail = min(tail, len(shape) - lead, len(sizes) - lead)
+    kept = [*range(lead), *[None] * (len(shape) - lead - tail), *range(len(sizes) - tail, len(sizes))]
+    axes = [Axis(size) if dim is None else value.axes[dim] for dim, size in zip(kept, shape, strict=True)]
+    return [(axes, Along((value,), tuple(range(lead, len(sizes) - tail)), kept=tuple(kept)))]
+
+
+def _end(sizes: Sequence[int], count: int) -> list[int]:
+    return list(sizes)[-count:] if count <= len(sizes) else [-1]
 
 
 def _keep_equal(axes: list[Axis], shape: Sequence[int]) -> list[Axis] | None:
