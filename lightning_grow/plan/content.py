@@ -80,11 +80,13 @@ def constant_ratio(old: Tensor, new: Tensor) -> float | None:
     """
     if old.shape != new.shape:
         return None
-    if torch.equal(torch.nan_to_num(old.double()), torch.nan_to_num(new.double())):
+    is_exact = not (old.is_floating_point() or old.is_complex())
+    old, new = (item.to(torch.promote_types(item.dtype, torch.float64)) for item in (old, new))
+    if torch.equal(torch.nan_to_num(old), torch.nan_to_num(new)):
         return 1.0
-    nonzero = old.double() != 0
-    if not old.is_floating_point() or not nonzero.any() or not torch.equal(nonzero, new.double() != 0):
+    nonzero = old != 0
+    if is_exact or not nonzero.any() or not torch.equal(nonzero, new != 0):
         return None
-    ratios = new.double()[nonzero] / old.double()[nonzero]
-    first = float(ratios[0])
+    ratios = new[nonzero] / old[nonzero]
+    first = float(ratios[0].real)
     return first if first > 0 and torch.allclose(ratios, ratios[0].expand_as(ratios), rtol=1e-6) else None

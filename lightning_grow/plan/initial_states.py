@@ -11,7 +11,7 @@ A tape cannot tell it from a state, so a note says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_grow.plan.laws import operator_laws
@@ -31,12 +31,14 @@ class InitialStates:
         atoms: The atoms of those states.
         next: What is computed of them in their own shape: any of it may be the state of the next step.
         sums: The shapes of those that are taken for the start of a sum.
+        started: Node index -> the tensors among its arguments that are such a start: a 0 whatever its scale.
     """
 
     read: dict[int, frozenset[Value]]
     atoms: frozenset[Axis]
     next: frozenset[Value]
     sums: frozenset[tuple[int, ...]] = frozenset()
+    started: dict[int, frozenset[Value]] = field(default_factory=dict)
 
 
 def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialStates:
@@ -56,10 +58,15 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
     makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
     roots: dict[Value, frozenset[Value]] = {}
     read: dict[int, frozenset[Value]] = {}
+    started, parts = _find_started(trace)
     computed, shown, sums = set[Value](), set[Value](), set[tuple[int, ...]]()
     for at, node in enumerate(trace.nodes):
         roots.update(
-            {value: frozenset([value]) for value in node.tensors() if value not in roots and _is_zero(value, grows)}
+            {
+                value: frozenset([value])
+                for value in node.tensors()
+                if value not in roots and _is_zero(value) and _has_new(value, grows) and value not in parts
+            }
         )
         states = frozenset(value for value in node.tensors() if value in roots)
         if not _moves(node) and (states or not shown.isdisjoint(node.tensors())):
@@ -70,8 +77,8 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
                 continue
         if not states:
             continue
-        if _begins_sum(node, trace, states):
-            sums.update(map(_shape, states))
+        if at in started:
+            sums.update(map(_shape, states if _begins_sum(node, trace, states) else ()))
             continue
         if not _moves(node) or states & computed:
             read[at] = states
@@ -80,7 +87,7 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
     first = {root for states in read.values() for value in states for root in roots[value]}
     units = frozenset(atom for value in first for axis in value.axes for atom in atoms(axis))
-    return InitialStates(read, units, _next_states(trace, first), frozenset(sums))
+    return InitialStates(read, units, _next_states(trace, first), frozenset(sums), started)
 
 
 def _next_states(trace: Trace, first: set[Value]) -> frozenset[Value]:
@@ -96,11 +103,25 @@ def _shape(value: Value) -> tuple[int, ...]:
     return tuple(axis.size for axis in value.axes if axis.size != 1)
 
 
-def _is_zero(value: Value, grows: Callable[[Axis], bool]) -> bool:
-    """Whether a value is a constant 0 with new units."""
-    if value.constant is None or not value.dtype.is_floating_point:
-        return False
-    return any(grows(atom) for axis in value.axes for atom in atoms(axis)) and not value.constant.any()
+def _is_zero(value: Value) -> bool:
+    """Whether a value is a constant 0."""
+    return value.constant is not None and value.dtype.is_floating_point and not value.constant.any()
+
+
+def _has_new(value: Value, grows: Callable[[Axis], bool]) -> bool:
+    return any(grows(atom) for axis in value.axes for atom in atoms(axis))
+
+
+def _find_started(trace: Trace) -> tuple[dict[int, frozenset[Value]], set[Value]]:
+    """Where a 0 is the start of a sum, or positions of one are; and these positions."""
+    started, parts = dict[int, frozenset[Value]](), set[Value]()
+    for at, node in enumerate(trace.nodes):
+        zeros = frozenset(value for value in node.tensors() if _is_zero(value))
+        if _is_written_back(node, trace, zeros):
+            parts.update(node.outputs)
+        if zeros & parts or _begins_sum(node, trace, zeros):
+            started[at] = zeros
+    return started, parts
 
 
 def _moves(node: Node) -> bool:
@@ -121,6 +142,15 @@ def _begins_sum(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
         and other.tensors()[at[0]] is node.outputs[0]
         for other in trace.nodes
     )
+
+
+def _is_written_back(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
+    """Whether positions of the 0 are read where something is then written to it: they are added to."""
+    read = [value for value in node.tensors() if value not in states]
+    writes = [
+        other for other in trace.nodes if isinstance(other.meaning[0], Scatter) and other.meaning[0].base in states
+    ]
+    return bool(read) and any(set(read).issubset(other.meaning[0].indices) for other in writes)
 
 
 def _chooses(node: Node) -> bool:

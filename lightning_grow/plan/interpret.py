@@ -105,6 +105,8 @@ def _interpret(run: Run, node: Node, step: Step) -> None:
         run.lose(node)
         for value in node.tensors():
             known_factor(run, node, value)
+        if isinstance(node.meaning[0], Along) and step.source is not None:
+            run.keep_positions(node, [node.meaning[0].inputs[0].axes[dim] for dim in node.meaning[0].dims])
         return
     for output, meaning in zip(node.outputs, node.meaning, strict=True):
         handler = create if is_random(node) and not run.draws_alike else _HANDLERS[type(meaning)]

@@ -72,7 +72,7 @@ class Laws:
             def law(inputs: list[Tensor], power: float = power) -> tuple[Tensor, Tensor]:
                 plain = _zeroed(inputs, zeros)
                 larger = [item * _FACTOR if index in scaled else item for index, item in enumerate(plain)]
-                return self.function(larger), self.function(plain).double() * _FACTOR**power
+                return self.function(larger), _precise(self.function(plain)) * _FACTOR**power
 
             if self._holds(("degree", scaled, zeros, power), law):
                 return power
@@ -87,7 +87,7 @@ class Laws:
                 other if index in mean else item for index, (item, other) in enumerate(zip(inputs, others, strict=True))
             ]
             middle = [(one + two) / 2 for one, two in zip(inputs, second, strict=True)]
-            return self.function(middle), (self.function(inputs).double() + self.function(second).double()) / 2
+            return self.function(middle), (_precise(self.function(inputs)) + _precise(self.function(second))) / 2
 
         return self._holds(("averages", mean), law)
 
@@ -146,10 +146,14 @@ class Laws:
 def _holds(law: Law, count: int, near: tuple[float, ...]) -> bool:
     """Whether a law holds on mixed signs; where the function is undefined there (sqrt, log), on positive numbers."""
     for positive in (False, True):
-        left, right = (side.double() for side in law(_sample(count, near, positive=positive)))
+        left, right = map(_precise, law(_sample(count, near, positive=positive)))
         if not (left.isnan().any() or right.isnan().any()):
             return bool(torch.allclose(left, right, rtol=1e-9, atol=0.0))
     return False
+
+
+def _precise(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float64))
 
 
 def _zeroed(inputs: Sequence[Tensor], zeros: frozenset[int]) -> list[Tensor]:

@@ -36,7 +36,7 @@ def _expand_more(run: Run, node: Node, output: Value, value: Value) -> None:
 
 def create(run: Run, node: Node, output: Value, meaning: Create) -> Cells:
     """Random numbers are the source's own where both draw alike; what is left empty is written before it is read."""
-    known = run.step.source is not None and (is_empty(node) or (is_random(node) and run.draws_alike))
+    known = run.step.source is not None and (is_empty(node.op) or (is_random(node) and run.draws_alike))
     cell = kept() if known else Cell(Kind.NEW, origin=node.place)
     return run.layout.each_cell(output.axes, lambda *_: cell)
 
@@ -72,6 +72,8 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
     for index in by:
         if index.constant is None:
             keep_index(run, node, index)
+        if index.dtype.is_floating_point:
+            run.unscaled(members(run.of(index)), node)
     cells, shape = run.of(value), run.layout.shape(output.axes)
     if not meaning.scales:
         run.unscaled(members(cells), node)
@@ -119,7 +121,7 @@ def _says_nothing(run: Run, base: Value) -> bool:
     if base.constant is not None:
         return not base.constant.any()
     maker = run.match.target.makers.get(base)
-    return maker is not None and is_empty(maker)
+    return maker is not None and is_empty(maker.op)
 
 
 def _new_without_source(run: Run, cells: Cells) -> Cells:

@@ -214,6 +214,8 @@ class Run:
             raise Decision(refined=value)
         if cells is None:
             cells = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
+        if value in self.states.started.get(self.at, ()):
+            return filled(cells.shape, lambda _: ZERO)
         if value not in self.states.read.get(self.at, ()):
             return cells
         return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -13,10 +14,10 @@ from lightning_grow.private import TorchDispatchMode, decompositions, no_dispatc
 from lightning_grow.trace.aliases import Aliases, View, shares_memory, written
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meta_results import MetaResults
-from lightning_grow.trace.routing import MASKED, has_mask, mask_positions, routed_positions
+from lightning_grow.trace.routing import MASKED, has_mask, routed_positions
 from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions  # noqa: F401 - fill the table
 from lightning_grow.trace.table import has_rule
-from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, operator_name
+from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, is_empty, operator_name
 from lightning_grow.trace.unfold import UNFOLDED
 
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
@@ -30,14 +31,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     Args:
         device: "meta", or None to run on the tensors as they are.
         answer: What a forward is told that asks whether there is anything to do; see routing.py.
+        assured: The questions, by their number, that are answered with yes all the same.
     """
 
-    def __init__(self, device: str | None, answer: bool = True) -> None:
+    def __init__(self, device: str | None, answer: bool = True, assured: Collection[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.answer = answer
+        self.answer, self.assured = answer, assured
         self.trace, self.device, self.results = Trace(), device, MetaResults()
         self.values: dict[int, Value] = {}
         self.aliases = Aliases()
+        self.columns: dict[Value, Sequence[Tensor]] = {}
         self.alive: list[Tensor] = []  # an id stays unique only while its tensor lives
         self.path: list[str] = []
         self.whole: Node | None = None
@@ -68,8 +71,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operator_name(op) in MASKED and has_mask(args[1]):
-            with self:
-                args = (args[0], mask_positions(args[1]), *args[2:])
+            args = (args[0], [column for item in args[1] for column in self._columns(item)], *args[2:])
         arguments = bind_arguments(op, args, kwargs or {})
         values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
@@ -104,6 +106,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                 self.aliases.enter(tensor, View(_first(args), node, number, args, kwargs or {}))
         return result
 
+    def _columns(self, index: Any) -> Sequence[Any]:
+        """The indices that a mask stands for, one per dimension of it, the same ones each time."""
+        if not has_mask([index]):
+            return [index]
+        mask = self.value_of(index)
+        if mask not in self.columns:
+            with self:
+                self.columns[mask] = index.nonzero().unbind(1)
+        return self.columns[mask]
+
     def _unfold(self, op: Any, values: dict[str, Any], args: Any, kwargs: Any) -> Any:
         """Record a composite operator as the simple ones that it is made of."""
         outer, self.whole = self.whole, self.whole or Node(op, values, self.where)
@@ -118,7 +130,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             return tensors[0].constant.item()
         if tensors[0].learned and tensors[0].dtype is torch.bool and len(self.trace.guards) < _MOST_GUARDS:
             self.trace.guards.append(self.where)
-            return self.answer
+            return self.answer or len(self.trace.guards) - 1 in self.assured
         if tensors[0].learned:
             raise Branches(self.where)
         if self.device == "meta":
@@ -151,7 +163,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
         with no_dispatch():
             results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
-        return [item if isinstance(item, Tensor) and item.numel() <= _LARGEST_CONSTANT else None for item in results]
+        most = 0 if is_empty(op) else _LARGEST_CONSTANT
+        return [item if isinstance(item, Tensor) and item.numel() <= most else None for item in results]
 
     def _record(self, node: Node, result: Any, contents: list[Tensor | None]) -> list[Tensor]:
         """Put an operator on the tape; its results are what it computes."""

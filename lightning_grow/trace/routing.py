@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_grow.private import tree_leaves
 from lightning_grow.trace.tape import Node, Trace, Value
 
 MASKED = ("index", "index_put", "_unsafe_index_put")
@@ -21,14 +22,6 @@ MASKED = ("index", "index_put", "_unsafe_index_put")
 def has_mask(indices: Sequence[Any]) -> bool:
     """Whether a tensor is indexed by a mask."""
     return any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in indices)
-
-
-def mask_positions(indices: Sequence[Any]) -> list[Any]:
-    """The indices that masks stand for, one per dimension of each."""
-    columns: list[Any] = []
-    for item in indices:
-        columns += item.nonzero().unbind(1) if has_mask([item]) else [item]
-    return columns
 
 
 def routed_positions(mask: Value) -> Tensor | None:
@@ -57,6 +50,8 @@ def shows_all(shown: Trace, other: Trace) -> bool:
     def is_same(ours: Node, theirs: Node) -> bool:
         if (ours.op, ours.path, ours.shapes) != (theirs.op, theirs.path, theirs.shapes):
             return False
+        if _numbers(ours) != _numbers(theirs):
+            return False
         pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
         return all(
             _equal(mine, its) if mine.constant is not None else lowest(mine) is lowest(becomes.get(its, its))
@@ -75,6 +70,11 @@ def shows_all(shown: Trace, other: Trace) -> bool:
     return wanted is None and all(
         lowest(mine) is lowest(becomes.get(its, its)) or _equal(mine, its) for mine, its in ends
     )
+
+
+def _numbers(node: Node) -> list[Any]:
+    """The arguments that are no tensors."""
+    return [leaf for leaf in tree_leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
 
 
 def _adds(node: Node) -> bool:

@@ -137,9 +137,9 @@ def is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in node.op.tags
 
 
-def is_empty(node: Node) -> bool:
+def is_empty(op: Operator) -> bool:
     """Whether an operator makes a tensor whose content is to be written."""
-    return node.name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+    return operator_name(op) in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
 def operator_name(op: Operator) -> str:

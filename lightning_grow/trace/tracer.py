@@ -26,6 +26,8 @@ from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
 
+_MOST_CHECKS = 100  # of a pass that raise an error: each takes a pass of its own
+
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -161,9 +163,9 @@ def _branching(module: nn.Module, error: Branches) -> str:
 
 def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
     """One pass; a second one, with the other answer, where the forward asks whether there is anything to do."""
-    tape = _pass(module, example_inputs, forward, device, True)
+    tape = _pass(module, example_inputs, forward, Recorder(device))
     if tape.guards:
-        shown, other = sorted((tape, _pass(module, example_inputs, forward, device, False)), key=_length, reverse=True)
+        shown, other = sorted((tape, _other_way(module, example_inputs, forward, device)), key=_length, reverse=True)
         if not shows_all(shown, other):
             raise Branches(tape.guards[0])
         tape = shown
@@ -171,12 +173,28 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
     return tape
 
 
+def _other_way(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
+    """The pass that is told that there is nothing to do; what raises an error then is a check, and passes."""
+    assured: list[int] = []
+    while True:
+        tracer = Recorder(device, False, assured)
+        try:
+            return _pass(module, example_inputs, forward, tracer)
+        except Branches:
+            raise
+        except Exception:
+            last = len(tracer.trace.guards) - 1
+            if last < 0 or last in assured or len(assured) > _MOST_CHECKS:
+                raise
+            assured.append(last)
+
+
 def _length(tape: Trace) -> int:
     return len(tape.nodes)
 
 
-def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None, answer: bool) -> Trace:
-    tracer = Recorder(device, answer)
+def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, tracer: Recorder) -> Trace:
+    device = tracer.device
     stand_ins = _register(module, tracer, device)
     args, kwargs = call_arguments(example_inputs)
     args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))

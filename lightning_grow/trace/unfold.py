@@ -105,6 +105,55 @@ def log_softmax(input: Tensor, dim: int, *_: Any) -> Unfolded:
     return apart - apart.exp().sum(dim, keepdim=True).log()
 
 
+@_unfolds("rrelu_with_noise")
+def rrelu(input: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Unfolded:
+    """In evaluation the slope is the middle one."""
+    return torch.nn.functional.leaky_relu(input, (lower + upper) / 2)
+
+
+@_unfolds("_cdist_forward")
+def cdist(first: Tensor, second: Tensor, p: float, *_: Any) -> Unfolded:
+    """Norms of all differences."""
+    norms: Tensor = torch.linalg.vector_norm(first.unsqueeze(-2) - second.unsqueeze(-3), p, -1)
+    return norms
+
+
+@_unfolds("_trilinear")
+def trilinear(
+    first: Tensor, second: Tensor, third: Tensor, expand1: Any, expand2: Any, expand3: Any, sumdim: Any, *_: Any
+) -> Unfolded:
+    """A sum of products of three, each spread along dimensions of its own."""
+    for tensor_dims, number in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for dim in tensor_dims:
+            first, second, third = (
+                item.unsqueeze(dim) if at == number else item for at, item in enumerate((first, second, third))
+            )
+    return (first * second * third).sum(sumdim)
+
+
+@_unfolds("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    weight: Tensor, indices: Tensor, offsets: Tensor, scale: bool = False, mode: int = 0, sparse: bool = False,
+    shares: Any = None, include_last_offset: bool = False, padding_idx: int = -1,
+) -> Unfolded:  # fmt: skip
+    """Rows of a table, summed, averaged or maximised bag by bag."""
+    bag = (torch.arange(indices.numel(), device=offsets.device)[:, None] >= offsets).sum(-1) - 1
+    rows = torch.nn.functional.embedding(indices, weight)
+    rows = rows if shares is None else rows * shares[:, None]
+    there = (
+        torch.ones_like(indices, dtype=weight.dtype) if padding_idx < 0 else (indices != padding_idx).to(weight.dtype)
+    )
+    count = offsets.numel() - include_last_offset
+    nothing = weight.new_zeros(count, weight.shape[1])
+    if mode == 2:
+        bags = nothing.scatter_reduce(0, bag[:, None].expand_as(rows), rows, "amax", include_self=False)
+    else:
+        bags = nothing.index_add(0, bag, rows * there[:, None])
+    if mode == 1:
+        bags = bags / weight.new_zeros(count).index_add(0, bag, there).clamp(min=1)[:, None]
+    return bags, bag, bag.new_empty(0), bag.new_empty(0)
+
+
 @_unfolds("glu")
 def glu(input: Tensor, dim: int = -1) -> Unfolded:
     """The first half times the sigmoid of the second."""

@@ -44,7 +44,33 @@ def less_mean(x):
     return x - x.mean(-1, keepdim=True)
 
 
+def if_any_is_set(x):
+    result, rows = x * 1, x[:, :2].sum(-1) > 0
+    if rows.any():
+        result[rows] += x[rows].tanh()
+    return result
+
+
+def write_halves(x):
+    first, second = (x * 1).chunk(2, 0)
+    first.mul_(3.0)
+    return torch.cat([second, first])
+
+
 KEPT = {
+    "distances": lambda x: x * torch.cdist(x, x).mean(-1, keepdim=True),
+    "codebook": lambda x: x + x[:4][torch.cdist(x, x[:4]).argmin(-1)],
+    "turned in pairs": lambda x: torch.view_as_real(
+        torch.view_as_complex(x.view(len(x), -1, 2)) * torch.polar(torch.ones(1), torch.ones(1)).to(torch.complex128)
+    ).flatten(1),
+    "rank in the batch": lambda x: x - x.kthvalue(2, 0, keepdim=True).values + x.median(0).values,
+    "windows over the batch": lambda x: torch.cat([x.unfold(0, 2, 1).sum(-1), x[:1]]),
+    "solved by the batch": lambda x: torch.linalg.solve(torch.eye(len(x)).to(x) + torch.ones(len(x), 1).to(x), x),
+    "inverse": lambda x: torch.linalg.inv(x @ x.t() + torch.eye(len(x)).to(x)) @ x,
+    "numbers put into the batch": lambda x: x.scatter(0, EDGES[:3, None].expand(3, x.shape[1]), 0.5),
+    "rows of a mask": lambda x: x.masked_fill(x[:, :1] > 0, 0.0).index_put((x[:, 0] > 0,), x[x[:, 0] > 0] * 2),
+    "only where there are any": lambda x: if_any_is_set(x),
+    "written through halves": lambda x: write_halves(x),
     "softplus": F.softplus,
     "clamp": lambda x: x.clamp(-0.5, 0.5),
     "round": lambda x: x.round(),

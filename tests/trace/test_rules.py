@@ -91,6 +91,16 @@ CASES = {
     "spatial": [((2, 3, 8, 8), lambda w: F.max_pool2d(w, 2), "[2, 3, 8, 8]", "[2, 3, 4, 4]")],
     "pad": [((2, 3), lambda w: F.pad(w, (1, 1)), "[2, 3]", "[2, 5]")],
     "along": [((2, 3), lambda w: w.cumsum(1), "[2, 3]", "[2, 3]"), ((2, 3), lambda w: w.flip(0), "[2, 3]", "[2, 3]")],
+    "pick": [
+        ((2, 5), lambda w: w.kthvalue(2, 1).values, "[2, 5]", "[2]"),
+        ((2, 5), lambda w: w.median(0, keepdim=True).values, "[2, 5]", "[1, 5]"),
+    ],
+    "unfold": [((2, 6, 3), lambda w: w.unfold(1, 2, 2), "[2, 6, 3]", "[2, 3, 3, 2]")],
+    "complex_parts": [((3, 4, 2), torch.view_as_complex, "[3, 4, 2]", "[3, 4]")],
+    "solve": [
+        ((4, 3), lambda w: torch.linalg.solve(torch.eye(4), w), "[4, 3]", "[4, 3]"),
+        ((2, 4, 4), torch.linalg.inv, "[2, 4, 4]", "[2, 4, 4]"),
+    ],
     "topk": [((2, 5), lambda w: w.topk(3).values, "[2, 5]", "[2, 3]")],
 }
 

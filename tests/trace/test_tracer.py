@@ -279,7 +279,6 @@ def test_a_forward_without_outputs_is_refused(lose):
         trace(stack(4).double(), features(), lambda part, x: lose(part(x)))
 
 
-@pytest.mark.xfail(strict=True, reason="torch checks a distribution's arguments by their content: an if on weights")
 def test_a_forward_may_return_a_distribution():
     def checked(part, x):
         return torch.distributions.Categorical(logits=part(x), validate_args=True)

@@ -17,6 +17,7 @@ def normal(*shape):
 
 X, G, S = normal(2, 6, 3), normal(6), normal(6)
 MEAN, VAR = normal(6), normal(6).square()
+ROWS_OF, BAGS = torch.tensor([0, 2, 2, 6, 1]), torch.tensor([0, 2, 3])
 OPS = torch.ops.aten
 
 # name -> [(arguments of the operator, axes of a parameter in the place of the first one)]
@@ -39,6 +40,15 @@ CASES = {
     "_softmax": [((X, 1, False), "[2, 6, 3]")],
     "_safe_softmax": [((X, -1), "[2, 6, 3]")],
     "_log_softmax": [((X, 2, False), "[2, 6, 3]")],
+    "rrelu_with_noise": [((X, X, 0.1, 0.3, False), "[2, 6, 3]")],
+    "_cdist_forward": [((X, normal(2, 4, 3), p, None), "[2, 6, 3]") for p in (2.0, 1.0, float("inf"))],
+    "_trilinear": [((normal(5, 3), normal(4, 3, 6), normal(5, 6), [1, 3], [0], [1, 2], [2, 3]), "[5, 3]")],
+    "_embedding_bag": [((normal(7, 4), ROWS_OF, BAGS, False, mode), "[7, 4]") for mode in (0, 1, 2)],
+    "_embedding_bag_forward_only": [
+        ((normal(7, 4), ROWS_OF, BAGS, False, 0, False, normal(5)), "[7, 4]"),
+        ((normal(7, 4), ROWS_OF, torch.tensor([0, 2, 3, 5]), False, 1, False, None, True), "[7, 4]"),
+        ((normal(7, 4), ROWS_OF, BAGS, False, 1, False, None, False, 2), "[7, 4]"),
+    ],
     "glu": [((X, 1), "[2, (3+3), 3]")],
     "pixel_shuffle": [((normal(2, 8, 3, 3), 2), "[2, (2*2*2), 3, 3]")],
 }

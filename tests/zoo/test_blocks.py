@@ -2,12 +2,13 @@
 
 import pytest
 from blocks import BLOCKS
+from routed import ROUTED
 
 from lightning_grow import RefusedGrowth, grow
 
 
 @pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("block", [*BLOCKS.values(), *ROUTED.values()], ids=[*BLOCKS, *ROUTED])
 def test_the_block_grows_exactly_or_is_refused(block, strategy):
     source, target, options = block.make()
     if block.refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -68,6 +69,11 @@ def _replace(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.arange(len(left)) % 2 == 0, left, right)
 
 
+@lru_cache
+def _put(number: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return lambda left, _: _replace(left, torch.full_like(left, number))
+
+
 _SCATTERED: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "amax": torch.maximum,
     "amin": torch.minimum,
@@ -77,13 +83,16 @@ _SCATTERED: dict[str | None, Callable[[torch.Tensor, torch.Tensor], torch.Tensor
 }
 
 
-@axis_rule("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+@axis_rule("index_add", "index_copy", "index_reduce", "scatter", "scatter_add", "scatter_reduce")
 def scatter(call: Call) -> list[Output]:
     """Write or add positions of one tensor into another, along one dimension."""
     base, value = call.input, call.get("src", call.get("source", call.get("value")))
     how = "sum" if call.node.name in ("index_add", "scatter_add") else call.get("reduce")
-    if not isinstance(value, Value) or how not in _SCATTERED:
+    if how not in _SCATTERED:
         return opaque(call, f"operator {call.node.op} with this reduction has no rule")
+    function = _SCATTERED[how]
+    if not isinstance(value, Value):  # a number stands there: what the base holds besides it
+        value, function = base, _put(float(call["value"]))
     dim, beside = call["dim"] % len(base.axes), [value]
     if call.node.name.startswith("scatter"):
         beside.append(call["index"])
@@ -95,7 +104,7 @@ def scatter(call: Call) -> list[Output]:
     for item in beside:
         for at in set(range(len(base.axes))).difference(dims):
             unify(base.axes[at], item.axes[at])
-    return [(list(base.axes), Scatter(base, value, (call["index"],), tuple(dims), tuple(dims), _SCATTERED[how]))]
+    return [(list(base.axes), Scatter(base, value, (call["index"],), tuple(dims), tuple(dims), function))]
 
 
 @axis_rule("index_put", "_unsafe_index_put")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lightning_grow.trace.axes import Axis
-from lightning_grow.trace.meanings import Along, Reduce
-from lightning_grow.trace.table import Call, Output, axis_rule, pointwise
+from lightning_grow.trace.meanings import Along, Create, Reduce
+from lightning_grow.trace.table import Call, Output, axis_rule, fresh, pointwise
 
 _STATISTICS = {
     "sum": "sum",
@@ -54,6 +54,9 @@ def _numbered(call: Call, kind: str) -> tuple[str, float]:
     "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "_upsample_bilinear2d_aa", "upsample_trilinear3d",
     "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "grid_sampler_2d",
+    "grid_sampler_3d", "adaptive_max_pool3d",
+    "reflection_pad3d", "replication_pad3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact3d",
+    "_upsample_bicubic2d_aa",
 )  # fmt: skip
 def spatial(call: Call) -> list[Output]:
     """Mix positions of an image; batch and channels stay apart."""
@@ -61,7 +64,8 @@ def spatial(call: Call) -> list[Output]:
     rank = len(value.axes)
     window = tuple(dim for dim in range(rank) if dim >= 2 or value.axes[dim].size != call.shapes[0][dim])
     axes = [Axis(call.shapes[0][dim]) if dim in window else axis for dim, axis in enumerate(value.axes)]
-    return [(list(axes), Along((value,), window)) for _ in call.shapes]
+    by = (call["grid"],) if "grid" in call.arguments else ()
+    return [(list(axes), Along((value, *by), window)) for _ in call.shapes]
 
 
 @axis_rule("constant_pad_nd")
@@ -98,6 +102,53 @@ def along(call: Call) -> list[Output]:
         ([Axis(size) if dim in dims else value.axes[dim] for dim, size in enumerate(shape)], meaning)
         for shape in call.shapes
     ]
+
+
+@axis_rule("kthvalue", "median", "nanmedian", "mode")
+def pick(call: Call) -> list[Output]:
+    """Pick one position of one dimension, or of all."""
+    value, dims, keepdim = call.input, call.dims(), call.get("keepdim", False)
+    kept = [None if dim in dims else dim for dim in range(len(value.axes)) if keepdim or dim not in dims]
+    axes = [Axis(1) if dim is None else value.axes[dim] for dim in kept]
+    return [(list(axes), Along((value,), dims, kept=tuple(kept))) for _ in call.shapes]
+
+
+@axis_rule("unfold")
+def unfold(call: Call) -> list[Output]:
+    """Windows along one dimension, their positions in a dimension at the end."""
+    value, dim = call.input, call["dimension"] % len(call.input.axes)
+    kept = [None if number == dim else number for number in range(len(value.axes))] + [None]
+    axes = [Axis(size) if at is None else value.axes[at] for at, size in zip(kept, call.shapes[0], strict=True)]
+    return [(axes, Along((value,), (dim,), kept=tuple(kept)))]
+
+
+@axis_rule("view_as_complex", "view_as_real")
+def complex_parts(call: Call) -> list[Output]:
+    """The last dimension holds the real and the imaginary part."""
+    value, rank = call.input, len(call.input.axes)
+    if call.node.name == "view_as_real":
+        return [([*value.axes, Axis(2)], Along((value,), (), kept=(*range(rank), None)))]
+    return [(list(value.axes[:-1]), Along((value,), (rank - 1,), kept=tuple(range(rank - 1))))]
+
+
+@axis_rule("_linalg_solve_ex", "linalg_solve_triangular", "linalg_inv_ex", "_linalg_det", "matrix_exp", "linalg_inv")
+def solve(call: Call) -> list[Output]:
+    """Systems of equations: a matrix mixes the rows, or the columns, of what it is solved for."""
+    matrix, *rest = call.node.tensors()
+    others: list[Output] = [(fresh(shape), Create()) for shape in call.shapes[1:]]
+    if not rest:
+        dims = (len(matrix.axes) - 2, len(matrix.axes) - 1)
+        axes = [axis if dim not in dims else Axis(axis.size) for dim, axis in enumerate(matrix.axes)]
+        return [(axes[: len(call.shapes[0])], Along((matrix,), dims, scales=False, kept=_all_but(dims, call))), *others]
+    value = rest[0]
+    is_vector = len(value.axes) < len(matrix.axes)
+    dim = len(value.axes) - (1 if is_vector or not call.get("left", True) else 2)
+    axes = [Axis(axis.size) if number == dim else axis for number, axis in enumerate(value.axes)]
+    return [(axes, Along((value, matrix), (dim,))), *others]
+
+
+def _all_but(dims: tuple[int, ...], call: Call) -> tuple[int | None, ...]:
+    return tuple(None if dim in dims else dim for dim in range(len(call.shapes[0])))
 
 
 @axis_rule("topk")
