@@ -14,7 +14,8 @@ from lightning_grow.pair.arguments import find_difference
 from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.tape import VIEWS, Node, Trace, Value
+from lightning_grow.trace.meanings import Pointwise
+from lightning_grow.trace.tape import VIEWS, Node, Trace, Value, is_empty, is_random, numbers
 
 Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
 
@@ -33,6 +34,7 @@ class Match:
         atoms: Target atom -> the source atoms it grew from, all of one size; () where the source has nothing of it.
         places: Target atom -> where it was first met, for messages.
         named: Target atom -> the source unit of each target unit (-1: none), where units have names.
+        placed: The same, where constants tell the units apart; of the run under way.
         values: Target value -> source value.
         refused: What cannot be matched.
     """
@@ -49,13 +51,17 @@ class Match:
         self.atoms: dict[Axis, tuple[Axis, ...]] = {}
         self.places: dict[Axis, str] = {}
         self.named: dict[Axis, Tensor] = {}
+        self.placed: dict[Axis, Tensor] = {}
         self.values: dict[Value, Value] = {}
         self.refused: list[Refusal] = []
         self._seen: dict[Any, int] = {}
         self._log: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._shown: dict[Value, Value] = {}
+        self._first, self._twin = _first_alike(source), _first_alike(target)
         self._by_key: dict[Any, list[Node]] = defaultdict(list)
         for node in source.nodes:
-            self._by_key[_key(node, lambda value: value)].append(node)
+            if not any(value in self._first for value in node.outputs):
+                self._by_key[_key(node, self.first)].append(node)
 
     # ---- stating
     def _state(self, table: dict[Any, Any], key: Any, value: Any) -> None:
@@ -76,14 +82,28 @@ class Match:
             else:
                 table[key] = before
 
+    def first(self, source: Value) -> Value:
+        """The value of the source that stands for all that are computed in the same way of the same."""
+        return self._first.get(source, source)
+
     def pair_values(self, source: Value, target: Value) -> None:
         """State that a value of the target is one of the source."""
-        self._state(self.values, target, source)
+        self._state(self.values, target, self.first(source))
 
     def pass_on(self, value: Value | None, output: Value) -> None:
         """State that a value of the target is another one of it, and so the source's too, if that one is."""
         if value in self.values:
             self.pair_values(self.values[value], output)
+        elif value in self._shown:
+            self._state(self._shown, output, self._shown[value])
+
+    def show(self, value: Value, output: Value) -> None:
+        """State that an output is a value in another shape; in its own shape again it is that value."""
+        shown = self._shown.get(value, value)
+        if shown.shape == output.shape:
+            self.pass_on(shown, output)
+        elif shown in self.values:
+            self._state(self._shown, output, shown)
 
     def pair(self, source: Axis, target: Axis, place: str) -> list[Refusal]:
         """State that a source axis became a target axis.
@@ -140,9 +160,10 @@ class Match:
         return list(dict.fromkeys(reason for _, reason in self.refused))
 
     def units(self, atom: Axis) -> UnitMap:
-        """Which source unit each target unit is: by name where units have names, else the first ones in order."""
-        if atom in self.named:
-            return UnitMap(self.named[atom], self.atoms[atom][0].size)
+        """Which source unit each target unit is: by name or constant where they have one, else the first in order."""
+        for table in (self.named, self.placed):
+            if atom in table:
+                return UnitMap(table[atom], self.atoms[atom][0].size)
         return prefix_map(self.old_size(atom), atom.size)
 
     def old_size(self, atom: Axis) -> int:
@@ -197,14 +218,20 @@ class Match:
         """
         if not self.knows(node):
             return None, ""
+        twin = self._twin.get(node.outputs[0]) if node.outputs else None
+        if twin in self.values:
+            found = self.source.makers.get(self.values[twin])
+            if found is not None and found.op == node.op:
+                return found, ""
         key = _key(node, self.values.get)
         rank = self._seen.get(key, 0)
         self._state(self._seen, key, rank + 1)
         difference = ""
 
-        def unlikeness(item: tuple[int, Node]) -> tuple[bool, int]:
+        def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
             position, candidate = item
-            return not _same_constants(candidate, node), abs(position - rank)
+            other_numbers = isinstance(node.meaning[0], Pointwise) and numbers(candidate) != numbers(node)
+            return not _same_constants(candidate, node), other_numbers, abs(position - rank)
 
         candidates = self._by_key.get(key, [])
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
@@ -229,11 +256,25 @@ class Match:
     def alternatives(self, node: Node) -> list[Node]:
         """What the source does with the same values, for messages."""
         wanted = {self.values[value] for value in node.tensors() if value in self.values}
-        return [item for item in self.source.nodes if not wanted.isdisjoint(item.tensors())]
+        return [item for item in self.source.nodes if not wanted.isdisjoint(map(self.first, item.tensors()))]
 
     def maker(self, value: Value) -> Node | None:
         """The source's operator that computes what a value of the target is."""
         return self.source.makers.get(self.values[value]) if value in self.values else None
+
+
+def _first_alike(tape: Trace) -> dict[Value, Value]:
+    """Values that are computed again -> the first one computed in the same way of the same values."""
+    first: dict[Value, Value] = {}
+    known: dict[Any, Node] = {}
+    for node in tape.nodes:
+        if is_random(node) or is_empty(node.op) or not node.tensors():
+            continue
+        key = node.op, node.through, repr(numbers(node)), *(id(first.get(value, value)) for value in node.tensors())
+        earlier = known.setdefault(key, node)
+        if earlier is not node:
+            first.update(zip(node.outputs, earlier.outputs, strict=True))
+    return first
 
 
 def _is_of_kind(old: Value, new: Value) -> bool:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from lightning_grow.pair.match import same_constant
 from lightning_grow.plan.cells import kept
+from lightning_grow.plan.placement import find_placement
 from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import shifted
-from lightning_grow.plan.step import NotKept
-from lightning_grow.trace.axes import atoms
+from lightning_grow.plan.step import Decision, NotKept
+from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Cells
 from lightning_grow.trace.tape import Node, Value
 
@@ -41,13 +42,31 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
         content = content.index_select(dim, run.match.old_positions(axis)) if growing else content
     ratio = constant_ratio(old, content)
     if ratio is None or (growing and ratio != 1.0):
+        _place(run, node, value, growing)
         name = f"buffer '{value.name}'" if value.name else "a constant"
         raise NotKept(
             f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
-            "grows. Grow another size (the number of heads instead of the head size).",
+            "grows, and the source's values do not all reappear in order. Take a multiple of the source's size (twice "
+            "as many rotary frequencies or slopes hold the old ones), or grow another size (the number of heads "
+            "instead of the head size).",
             growing,
         )
     return ratio
+
+
+def _place(run: Run, node: Node, value: Value, growing: list[Axis]) -> None:
+    """Begin again with the source's units where their constants are.
+
+    Raises:
+        Decision: They have such places, and are elsewhere.
+    """
+    source = run.step.source
+    if source is None or len(set(growing)) != 1 or not run.match.old_size(growing[0]):
+        return
+    old = source.tensors()[node.tensors().index(value)]
+    placed = find_placement(run, value, old, growing[0])
+    if placed is not None and not torch.equal(placed, run.match.units(growing[0]).source):
+        raise Decision(placed={growing[0]: placed})
 
 
 def keep_contents(run: Run, node: Node) -> None:
@@ -89,4 +108,4 @@ def constant_ratio(old: Tensor, new: Tensor) -> float | None:
         return None
     ratios = new[nonzero] / old[nonzero]
     first = float(ratios[0].real)
-    return first if first > 0 and torch.allclose(ratios, ratios[0].expand_as(ratios), rtol=1e-6) else None
+    return first if first > 0 and torch.allclose(ratios, torch.full_like(ratios, first), rtol=1e-6) else None

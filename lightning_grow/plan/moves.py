@@ -14,13 +14,15 @@ from lightning_grow.plan.run import Run
 from lightning_grow.plan.step import NotKept
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
-from lightning_grow.trace.tape import Node, Value, is_empty, is_random
+from lightning_grow.trace.tape import VIEWS, Node, Value, is_empty, is_random
 
 
 def rearrange(run: Run, node: Node, output: Value, meaning: Rearrange) -> Cells:
     """Entries move and are not changed."""
     if run.step.source is None and node.name == "expand":
         _expand_more(run, node, output, meaning.inputs[0])
+    if run.step.source is None and node.name in VIEWS:
+        run.match.show(meaning.inputs[0], output)
     return meaning.move(run.layout.count, *[run.of(value) for value in meaning.inputs])
 
 

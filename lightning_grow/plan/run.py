@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Dimension, Roles
 from lightning_grow.plan.cells import (
@@ -53,6 +55,8 @@ class Run:
         self.refined: set[Value] = set()
         self.zeros: set[Entry] = set()
         self.means: dict[Entry, Axis] = {}
+        self.alike: dict[Axis, Tensor] = {}
+        match.placed = {}
         self.first_use = _first_uses(match.target)
         self.weights = _weights(match.target)
         self.draws_alike = _draws(match.source) == _draws(match.target)
@@ -88,7 +92,8 @@ class Run:
         self.zeros |= decision.zeros
         self.means.update(decision.means)
         names = {name for name, _ in decision.zeros | set(decision.means)}
-        first = min([self.at, *(self.first_use.get(name, 0) for name in names)])
+        first = 0 if decision.placed else min([self.at, *(self.first_use.get(name, 0) for name in names)])
+        self.match.placed.update(decision.placed)
         if decision.refined is not None:
             self.refined.add(decision.refined)
             first = next(at for at, step in enumerate(self.steps) if decision.refined in step.outputs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from lightning_grow.pair.roles import Dimension
 from lightning_grow.plan.cells import Entry
 from lightning_grow.plan.scale import Equation
@@ -48,13 +50,18 @@ class Decision(Exception):
         zeros: Parameter cells that must be 0: go back to the first use of them.
         means: Parameter cells that must be the mean over an axis.
         refined: A value along whose axes more blocks are told apart than where it was computed: go back there.
+        placed: Atoms whose units have places of their own: begin again.
     """
 
     def __init__(
-        self, zeros: Iterable[Entry] = (), means: dict[Entry, Axis] | None = None, refined: Value | None = None
+        self,
+        zeros: Iterable[Entry] = (),
+        means: dict[Entry, Axis] | None = None,
+        refined: Value | None = None,
+        placed: dict[Axis, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.zeros, self.means, self.refined = set(zeros), means or {}, refined
+        self.zeros, self.means, self.refined, self.placed = set(zeros), means or {}, refined, placed or {}
 
 
 @dataclass(eq=False)

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.private import tree_leaves
-from lightning_grow.trace.tape import Node, Trace, Value
+from lightning_grow.trace.tape import Node, Trace, Value, numbers
 
 MASKED = ("index", "index_put", "_unsafe_index_put")
 
@@ -50,7 +49,7 @@ def shows_all(shown: Trace, other: Trace) -> bool:
     def is_same(ours: Node, theirs: Node) -> bool:
         if (ours.op, ours.path, ours.shapes) != (theirs.op, theirs.path, theirs.shapes):
             return False
-        if _numbers(ours) != _numbers(theirs):
+        if numbers(ours) != numbers(theirs):
             return False
         pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
         return all(
@@ -70,11 +69,6 @@ def shows_all(shown: Trace, other: Trace) -> bool:
     return wanted is None and all(
         lowest(mine) is lowest(becomes.get(its, its)) or _equal(mine, its) for mine, its in ends
     )
-
-
-def _numbers(node: Node) -> list[Any]:
-    """The arguments that are no tensors."""
-    return [leaf for leaf in tree_leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
 
 
 def _adds(node: Node) -> bool:

@@ -132,6 +132,11 @@ class Trace:
         return {value for node in self.nodes for value in node.tensors()} | set(self.outputs.values())
 
 
+def numbers(node: Node) -> list[Any]:
+    """The arguments of an operator that are no tensors."""
+    return [leaf for leaf in tree_leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
+
+
 def is_random(node: Node) -> bool:
     """Whether an operator draws random numbers."""
     return torch.Tag.nondeterministic_seeded in node.op.tags

@@ -153,10 +153,10 @@ CASES = {
         r"'qkv.weight' axis 0: source has 16 units, target has 8",
     ),
     "rotary head size": (
-        Pair(Rotary, (8, 2, 2, 4), (8, 2, 2, 8), sequence),
+        Pair(Rotary, (8, 2, 2, 4), (8, 2, 2, 6), sequence),
         r"has other values at the source's positions .*number of heads instead of the head size",
     ),
-    "slopes by heads": (Pair(Sloped, (2, 4), (4, 4), sequence), r"a constant used by aten.add.*has other values"),
+    "slopes by heads": (Pair(Sloped, (2, 4), (3, 4), sequence), r"a constant used by aten.add.*has other values"),
     "tied in the target only": (Pair(Untied, (8, False), (12, True)), r"one tensor in the target and two in the"),
     "idle parameter": (Pair(Idle, (4,), (6,)), r"'idle' grows but no traced operator uses it.*forward="),
     "post-norm at 1.5": (

@@ -9,6 +9,7 @@ import torch
 
 from lightning_grow.trace.axes import Axis, unify
 from lightning_grow.trace.meanings import Along, Lookup, Scatter
+from lightning_grow.trace.rules.rearranging import narrow
 from lightning_grow.trace.table import Call, Output, axis_rule, fresh, opaque
 from lightning_grow.trace.tape import Value
 
@@ -41,6 +42,9 @@ def index(call: Call) -> list[Output]:
 def _index_by_tensors(call: Call, value: Value) -> list[Output]:
     indices = list(call["indices"])
     indexed = [dim for dim, item in enumerate(indices) if item is not None]
+    if len(indexed) == 1 and indexed[0] and (start := _run_of(indices[indexed[0]], value.axes[indexed[0]].size)) >= 0:
+        length = indices[indexed[0]].shape[0]
+        return [narrow(call, indexed[0], [start, length, value.axes[indexed[0]].size - start - length], 1)]
     if len(indexed) == 1 and indexed[0] == 0 and indices[0].dtype is not torch.bool:
         return [([*indices[0].axes, *value.axes[1:]], Lookup(value, indices[0], 0))]
     rest = [axis for dim, axis in enumerate(value.axes) if dim not in indexed]
@@ -55,6 +59,14 @@ def _index_by_tensors(call: Call, value: Value) -> list[Output]:
 def nonzero(call: Call) -> list[Output]:
     """The positions of what is not 0."""
     return [(fresh(call.shapes[0]), Along((call.input,), tuple(range(len(call.input.axes))), scales=False))]
+
+
+def _run_of(index: Value, size: int) -> int:
+    """Where a constant index takes one position after the other from; -1 where it does not."""
+    if index.constant is None or index.constant.dim() != 1 or not len(index.constant):
+        return -1
+    first, *rest = (item % size for item in index.constant.tolist())
+    return int(first) if rest == [first + number + 1 for number in range(len(rest))] else -1
 
 
 def _add(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
