@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_grow.private import schema
 from lightning_grow.trace.axes import Axis, resolve
-from lightning_grow.trace.meanings import Contract, Create, Pointwise, Rearrange
-from lightning_grow.trace.tape import Node, Value
+from lightning_grow.trace.meanings import Along, Contract, Create, Pointwise, Rearrange
+from lightning_grow.trace.tape import VIEWS, Node, Value
 
 OldLength = Callable[[Axis], int]
 PLACEMENT = ("dtype", "layout", "device", "pin_memory", "memory_format", "generator", "out", "non_blocking", "implicit")
@@ -116,6 +116,8 @@ def _is_explained(node: Node, name: str, value: Any, before: Any, old_length: Ol
         return ("number" in kind or "Tensor" in kind or "float" in kind) and None not in (value, before)
     if "int" not in kind or name in _DIMENSIONS:
         return False
+    if isinstance(meaning, Along) and meaning.kept is not None and node.name in VIEWS:
+        return all(one == other for dim, one, other in zip(meaning.kept, value, before, strict=True) if dim is None)
     if isinstance(meaning, (Rearrange, Create)):
         return name not in ("start", "end", "index", "step") or _is_position(node, name, value, before, old_length)
     if isinstance(meaning, Contract):

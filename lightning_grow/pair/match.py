@@ -58,6 +58,7 @@ class Match:
         self._log: list[tuple[dict[Any, Any], Any, Any]] = []
         self._shown: dict[Value, Value] = {}
         self._first, self._twin = _first_alike(source), _first_alike(target)
+        self._concatenations = [node for node in source.nodes if node.name == "cat"]
         self._by_key: dict[Any, list[Node]] = defaultdict(list)
         for node in source.nodes:
             if not any(value in self._first for value in node.outputs):
@@ -217,12 +218,12 @@ class Match:
             The source's operator, or None; and why it is none, where only its arguments say so.
         """
         if not self.knows(node):
-            return None, ""
+            return self._find_shorter(node), ""
         twin = self._twin.get(node.outputs[0]) if node.outputs else None
         if twin in self.values:
-            found = self.source.makers.get(self.values[twin])
-            if found is not None and found.op == node.op:
-                return found, ""
+            earlier = self.source.makers.get(self.values[twin])
+            if earlier is not None and earlier.op == node.op:
+                return earlier, ""
         key = _key(node, self.values.get)
         rank = self._seen.get(key, 0)
         self._state(self._seen, key, rank + 1)
@@ -241,6 +242,14 @@ class Match:
                 return candidate, ""
             difference = difference or found
         return None, difference
+
+    def _find_shorter(self, node: Node) -> Node | None:
+        """The source's concatenation of those parts of a longer one that it knows."""
+        known = [self.values[value] for value in node.tensors() if value in self.values]
+        if node.name != "cat" or not known or any(value.constant is not None for value in node.tensors()):
+            return None
+        alike = (item for item in self._concatenations if numbers(item) == numbers(node))
+        return next((item for item in alike if list(map(self.first, item.tensors())) == known), None)
 
     def _fits(self, candidate: Node, node: Node) -> bool:
         """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""

@@ -33,8 +33,10 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
         NotKept: A constant has other values at the source's positions.
     """
     source = run.step.source
-    old = source.tensors()[node.tensors().index(value)].constant if source is not None else None
-    if value.constant is None or old is None:
+    if value.constant is None or source is None:
+        return 1.0
+    old = source.tensors()[node.tensors().index(value)].constant
+    if old is None:
         return 1.0
     growing = [atom for axis in value.axes for atom in atoms(axis) if run.match.grows(atom)]
     content = value.constant

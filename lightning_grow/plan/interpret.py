@@ -140,7 +140,7 @@ def _pair_outputs(run: Run, node: Node, source: Node) -> None:
     ]
     refusals += [
         refusal
-        for old, new in zip(source.tensors(), node.tensors(), strict=True)
+        for old, new in zip(source.tensors(), node.tensors(), strict=False)  # a concatenation may have more parts here
         for one, other in zip(old.axes, new.axes, strict=False)
         if new.constant is not None and one.size == other.size and not any(map(run.match.old_size, atoms(other)))
         for refusal in run.match.pair(one, other, f"a constant of {node.place}")

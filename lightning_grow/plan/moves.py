@@ -19,17 +19,20 @@ from lightning_grow.trace.tape import VIEWS, Node, Value, is_empty, is_random
 
 def rearrange(run: Run, node: Node, output: Value, meaning: Rearrange) -> Cells:
     """Entries move and are not changed."""
-    if run.step.source is None and node.name == "expand":
-        _expand_more(run, node, output, meaning.inputs[0])
+    if run.step.source is None and node.name in ("expand", "cat"):
+        _show_more(run, node, output, meaning)
     if run.step.source is None and node.name in VIEWS:
         run.match.show(meaning.inputs[0], output)
     return meaning.move(run.layout.count, *[run.of(value) for value in meaning.inputs])
 
 
-def _expand_more(run: Run, node: Node, output: Value, value: Value) -> None:
-    """Where the source has one copy and needs no expansion, it is the value before it."""
-    source = run.match.values.get(value)
-    if source is None or len(value.axes) != len(output.axes):
+def _show_more(run: Run, node: Node, output: Value, meaning: Rearrange) -> None:
+    """Where the source has one copy or one part, and so no expansion or concatenation, it is the value before it."""
+    known = [value for value in meaning.inputs if value in run.match.values]
+    if len(known) != 1 or any(value.constant is not None for value in meaning.inputs):
+        return
+    value, source = known[0], run.match.values[known[0]]
+    if len(value.axes) != len(output.axes):
         return
     for dim, (old, new) in enumerate(zip(source.axes, output.axes, strict=True)):
         run.match.pair(old, new, f"the output of {node.place} axis {dim}")

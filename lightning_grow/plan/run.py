@@ -135,6 +135,7 @@ class Run:
         names = self.match.names
         layers = dict.fromkeys(name.rpartition(".")[0] for name in self.match.target.tensors if name not in names)
         if not layers:
+            origin = next((step.difference for step in self.steps if step.difference), origin)
             reason = (
                 f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
             )

@@ -43,7 +43,8 @@ def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wan
     if not known:
         return ZERO
     if run.step.source is None or not wanted:
-        origin = run.new_here().origin if run.step.source is None else origins(known)
+        new = [cell for cell in known if cell.kind is Kind.NEW]
+        origin = origins(new) if new else run.new_here().origin
         return Cell(Kind.NEW, zeroed_by=union(cell.zeroed_by for cell in known), origin=origin)
     old, added = _split(members)
     if any(cell.kind is Kind.NEW for cell in old):
@@ -56,7 +57,7 @@ def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wan
     if meaning.kind == "any":
         return _not_scaled(run, node, live[0], copied)
     power = 2.0 if meaning.kind == "var" else 1.0
-    return kept(live[0].scale * power + _shift(run, node, meaning, added, copied))
+    return kept(live[0].scale * power + _shift(run, node, meaning, members, added))
 
 
 def _not_scaled(run: Run, node: Node, cell: Cell, copied: list[Axis]) -> Cell:
@@ -111,11 +112,30 @@ def growth_over(run: Run, value: Value, dims: tuple[int, ...]) -> float:
     return growth
 
 
-def _shift(run: Run, node: Node, meaning: Reduce, added: list[Member], copied: list[Axis]) -> Scale:
+def _copies(run: Run, node: Node, members: list[Member]) -> float:
+    """How many copies each of the source's entries has.
+
+    Raises:
+        NotKept: Not all have as many.
+    """
+    old = [at for cell, at in members if cell.kind is not Kind.ZERO and not any(slot.is_new for slot in at)]
+    atoms_of = [[atom for slot in at for atom in slot.copied_atoms()] for at in old]
+    counts = {math.prod(multiplicity(run, node, atom) for atom in found) for found in atoms_of}
+    if len(counts) > 1:
+        copied = [atom for found in atoms_of for atom in found]
+        raise NotKept(
+            f"{node.place} runs over {run.describe(copied)} and over units that have other numbers of copies. Grow all "
+            "of them by one factor."
+        )
+    return counts.pop() if counts else 1.0
+
+
+def _shift(run: Run, node: Node, meaning: Reduce, members: list[Member], added: list[Member]) -> Scale:
     """By what factor the statistic changes: what is summed grows with the copies, the count with every entry."""
+    copied = [atom for _, at in members for slot in at for atom in slot.copied_atoms()]
     if meaning.kind == "max" or not (added or copied):
         return ONE
-    copies = math.prod(multiplicity(run, node, atom) for atom in copied)
+    copies = _copies(run, node, members)
     if meaning.kind in ("sum", "norm"):
         return shifted(copies) * (1.0 / meaning.number if meaning.kind == "norm" else 1.0)
     if meaning.kind == "mean" and any(cell.kind is Kind.MEAN for cell, _ in added):

@@ -206,6 +206,30 @@ def test_what_the_plan_cannot_keep_with_copies_it_refuses(function):
     assert error <= EXACT
 
 
+def with_fixed(x, statistic):
+    """Copied units beside ones that do not grow."""
+    joined = torch.cat([x, torch.ones(len(x), 3).to(x) * x[:, :1]], -1)
+    return x * statistic(joined)
+
+
+BESIDE_OTHERS = {
+    "mean": lambda x: with_fixed(x, lambda item: item.mean(-1, keepdim=True)),
+    "variance": lambda x: with_fixed(x, lambda item: item.var(-1, keepdim=True)),
+    "sum of two kinds": lambda x: x * torch.cat([x[:, : x.shape[1] // 2], x], -1).sum(-1, keepdim=True),
+    "norm": lambda x: with_fixed(x, lambda item: item.norm(dim=-1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+@pytest.mark.parametrize("function", BESIDE_OTHERS.values(), ids=BESIDE_OTHERS)
+def test_a_statistic_over_units_of_several_kinds_is_kept_or_refused(function, strategy):
+    try:
+        error = grown_error(function, 16, strategy)
+    except RefusedGrowth:
+        return
+    assert error <= EXACT
+
+
 REFUSED_COPIES = {
     "product": lambda x: x * x.prod(-1, keepdim=True),
     "logsumexp": lambda x: x * x.logsumexp(-1, keepdim=True),

@@ -154,9 +154,14 @@ def slice_(call: Call) -> list[Output]:
 
 def _strided(call: Call, dim: int, start: int, step: int) -> list[Output]:
     axis = call.input.axes[dim]
-    if axis.size % step or start >= step:
-        raise AxisError(f"a step of {step} from {start} over {axis}")
-    outer, inner = factor(axis, [axis.size // step, step])
+    try:
+        if axis.size % step or start >= step:
+            raise AxisError(f"a step of {step} from {start} over {axis}")
+        outer, inner = factor(axis, [axis.size // step, step])
+    except AxisError:  # across units: some positions, which must stay as they are
+        kept = [*call.input.axes]
+        kept[dim] = Axis(call.shapes[0][dim])
+        return [(kept, Along((call.input,), (dim,)))]
     pieces = cut(inner, [start, 1, step - start - 1])
 
     def move(count: Callable[[Axis], int], cells: Any) -> Any:
