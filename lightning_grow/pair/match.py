@@ -14,7 +14,7 @@ from lightning_grow.pair.arguments import find_difference
 from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.meanings import Pointwise
+from lightning_grow.trace.meanings import Contract, Pointwise
 from lightning_grow.trace.tape import VIEWS, Node, Trace, Value, is_empty, is_random, numbers
 
 Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
@@ -235,6 +235,8 @@ class Match:
             return not _same_constants(candidate, node), other_numbers, abs(position - rank)
 
         candidates = self._by_key.get(key, [])
+        if rank < len(candidates) and _is_equal(candidates[rank], node) and self._fits(candidates[rank], node):
+            return candidates[rank], ""
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
         for _, candidate in ordered:
             found = find_difference(candidate, node, self.old_length)
@@ -295,6 +297,14 @@ def _key(node: Node, match: Callable[[Value], Value | None]) -> Any:
     name = "view" if node.name in VIEWS else node.name
     tensors = ("constant" if value.constant is not None else id(match(value)) for value in node.tensors())
     return (name, len(node.outputs), *tensors)
+
+
+def _is_equal(first: Node, second: Node) -> bool:
+    """Whether two calls on the same values have the same numbers and contents."""
+    if isinstance(first.meaning[0], Contract) or first.whole is not None or second.whole is not None:
+        return False  # there is more to compare
+    same = (first.op, first.path, numbers(first)) == (second.op, second.path, numbers(second))
+    return same and _same_constants(first, second)
 
 
 def _same_constants(first: Node, second: Node) -> bool:

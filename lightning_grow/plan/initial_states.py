@@ -10,7 +10,8 @@ A tape cannot tell it from a state, so a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap, defaultdict
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,11 +56,14 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
     >>> [len(find_initial_states(tape, lambda atom: atom.size == 4).read) for tape in tapes]
     [1, 0]
     """
+    alike: dict[Any, list[Node]] = defaultdict(list)
+    for node in reversed(trace.nodes):
+        alike[node.op, node.path].append(node)  # those after a node, the next one last
     makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
     roots: dict[Value, frozenset[Value]] = {}
     read: dict[int, frozenset[Value]] = {}
     started, parts = _find_started(trace)
-    computed, shown, sums = set[Value](), set[Value](), set[tuple[int, ...]]()
+    computed, shown, sums = set[Value](), dict[Value, frozenset[Value]](), set[tuple[int, ...]]()
     for at, node in enumerate(trace.nodes):
         roots.update(
             {
@@ -68,12 +72,14 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
                 if value not in roots and _is_zero(value) and _has_new(value, grows) and value not in parts
             }
         )
+        alike[node.op, node.path].pop()
         states = frozenset(value for value in node.tensors() if value in roots)
-        if not _moves(node) and (states or not shown.isdisjoint(node.tensors())):
+        if not _moves(node) and (states or not shown.keys().isdisjoint(node.tensors())):
             if _chooses(node):
                 continue
-            if _is_shown(node, trace, {*roots, *shown}, makers):
-                shown.update(node.outputs)
+            known = ChainMap(roots, shown)
+            if any(_is_next(node, other, known, makers) for other in reversed(alike[node.op, node.path])):
+                shown.update(dict.fromkeys(node.outputs, frozenset()))
                 continue
         if not states:
             continue
@@ -146,6 +152,8 @@ def _begins_sum(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
 
 def _is_written_back(node: Node, trace: Trace, states: frozenset[Value]) -> bool:
     """Whether positions of the 0 are read where something is then written to it: they are added to."""
+    if not states:
+        return False
     read = [value for value in node.tensors() if value not in states]
     writes = [
         other for other in trace.nodes if isinstance(other.meaning[0], Scatter) and other.meaning[0].base in states
@@ -160,15 +168,8 @@ def _chooses(node: Node) -> bool:
     return isinstance(node.meaning[0], Pointwise) and operator_laws(node).chooses()
 
 
-def _is_shown(node: Node, trace: Trace, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
-    """Whether the tape does the same with what became of the state."""
-    return any(_is_next(node, other, states, makers) for other in trace.nodes)
-
-
-def _is_next(node: Node, other: Node, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
+def _is_next(node: Node, other: Node, states: Container[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
     """Whether `other` does with a computed state what `node` does with the initial one."""
-    if other is node or (other.op, other.path) != (node.op, node.path):
-        return False
     ours, theirs = node.tensors(), other.tensors()
     if [ours.index(value) for value in ours] != [theirs.index(value) for value in theirs]:
         return False

@@ -21,7 +21,7 @@ from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bi
 from lightning_grow.trace.unfold import UNFOLDED
 
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
-_MOST_GUARDS = 10_000  # a loop until something converges has no end here
+_MOST_GUARDS = 1_000  # of one module, which may ask for each of its experts; a loop that waits has no end here
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
 
@@ -128,7 +128,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
         if tensors[0].constant is not None:
             return tensors[0].constant.item()
-        if tensors[0].learned and tensors[0].dtype is torch.bool and len(self.trace.guards) < _MOST_GUARDS:
+        if tensors[0].learned and tensors[0].dtype is torch.bool and self.trace.guards.count(self.where) < _MOST_GUARDS:
             self.trace.guards.append(self.where)
             return self.answer or len(self.trace.guards) - 1 in self.assured
         if tensors[0].learned:

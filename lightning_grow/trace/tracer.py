@@ -117,6 +117,11 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     ['t', 'addmm', 'relu']
     """
     tape = _trace(module, example_inputs, forward)
+    if unknown := _unknown_buffers(module, tape):
+        raise RefusedGrowth(
+            f"the buffers {', '.join(map(repr, unknown[:3]))} are on the meta device and no part of the state dict: "
+            f"only the constructor of {type(module).__name__} knows what they hold. Build the module on a real device."
+        )
     if not tape.outputs:
         raise RefusedGrowth(
             f"the forward of {type(module).__name__} returns no tensor that could be compared. Return tensors, or "
@@ -124,6 +129,17 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
             "(module, *inputs) that returns the outputs."
         )
     return tape
+
+
+def _unknown_buffers(module: nn.Module, tape: Trace) -> list[str]:
+    """What a forward reads, and neither a file nor the tape has."""
+    meta = {name for name, tensor in named_tensors(module).items() if tensor.is_meta}
+    used = tape.used() if meta else set()
+    return [
+        name
+        for name, value in tape.tensors.items()
+        if name in meta and value in used and value.constant is None and not value.learned
+    ]
 
 
 def _trace(module: nn.Module, example_inputs: Any, forward: Forward | None) -> Trace:

@@ -279,6 +279,21 @@ def test_a_forward_without_outputs_is_refused(lose):
         trace(stack(4).double(), features(), lambda part, x: lose(part(x)))
 
 
+def test_a_buffer_on_the_meta_device_that_no_file_holds_is_named():
+    class Rotary(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.register_buffer("frequencies", torch.arange(4.0), persistent=False)
+
+        def forward(self, x):
+            return super().forward(x) * self.frequencies
+
+    with torch.device("meta"):
+        target = Rotary()
+    with pytest.raises(RefusedGrowth, match=r"the buffers 'frequencies' are on the meta device.*on a real device"):
+        trace(target, (torch.ones(2, 3),))
+
+
 def test_a_forward_may_return_a_distribution():
     def checked(part, x):
         return torch.distributions.Categorical(logits=part(x), validate_args=True)

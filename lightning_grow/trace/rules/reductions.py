@@ -131,7 +131,7 @@ def complex_parts(call: Call) -> list[Output]:
     return [(list(value.axes[:-1]), Along((value,), (rank - 1,), kept=tuple(range(rank - 1))))]
 
 
-@axis_rule("_linalg_solve_ex", "linalg_solve_triangular", "linalg_inv_ex", "_linalg_det", "matrix_exp", "linalg_inv")
+@axis_rule("_linalg_solve_ex", "linalg_solve_triangular", "linalg_inv_ex", "linalg_matrix_exp", "linalg_inv")
 def solve(call: Call) -> list[Output]:
     """Systems of equations: a matrix mixes the rows, or the columns, of what it is solved for."""
     matrix, *rest = call.node.tensors()
