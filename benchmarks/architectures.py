@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "zoo")]
 import blocks  # noqa: E402
 import huggingface  # noqa: E402
 import models  # noqa: E402
+import routed  # noqa: E402
 
 from lightning_grow import RefusedGrowth, measure_liveness, plan_growth  # noqa: E402
 from lightning_grow.grow import transfer  # noqa: E402
@@ -40,7 +41,7 @@ def cases() -> Iterator[Case]:
 
         sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (pair.source, pair.target)]
         yield name, " -> ".join(sizes), make
-    for name, block in blocks.BLOCKS.items():
+    for name, block in (blocks.BLOCKS | routed.ROUTED).items():
         sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (block.source, block.target)]
         yield name, " -> ".join(sizes), block.make
     for name, what, growth in huggingface.GROWTHS:

@@ -51,6 +51,7 @@ class Run:
         self.layout = Layout(match.old_size, choice.copied)
         self.steps: list[Step] = []
         self.cells: dict[Value, Cells] = {}
+        self.given: dict[Value, tuple[list[int], Cells]] = {}
         self.lost: set[Value] = set()
         self.refined: set[Value] = set()
         self.zeros: set[Entry] = set()
@@ -219,12 +220,21 @@ class Run:
         if cells is not None and list(cells.shape) != self.layout.shape(value.axes) and value not in self.refined:
             raise Decision(refined=value)
         if cells is None:
-            cells = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
+            cells = self._given_cells(value)
         if value in self.states.started.get(self.at, ()):
             return filled(cells.shape, lambda _: ZERO)
         if value not in self.states.read.get(self.at, ()):
             return cells
         return filled(cells.shape, lambda index: UNSEEN if cells[index] == CONSTANT_ZERO else cells[index])
+
+    def _given_cells(self, value: Value) -> Cells:
+        """Those of inputs and constants stay; a parameter's change with what is decided."""
+        if value.name is None and value in self.given and self.given[value][0] == self.layout.shape(value.axes):
+            return self.given[value][1]
+        cells = self.layout.each_cell(value.axes, lambda index, slots: self._given(value, index, slots))
+        if value.name is None:
+            self.given[value] = list(cells.shape), cells
+        return cells
 
     def _given(self, value: Value, index: tuple[int, ...], slots: list[Slot]) -> Cell:
         if value.name is not None and value.constant is None:

@@ -31,12 +31,50 @@ def two_texts() -> dict[str, Tensor]:
     return {"input_ids": randint(2, 7), "decoder_input_ids": randint(2, 5)}
 
 
+def waves() -> dict[str, Tensor]:
+    return {"input_values": randn(2, 400)}
+
+
+def series() -> dict[str, Tensor]:
+    return {"past_values": randn(2, 32, 3)}
+
+
+def steps() -> dict[str, Tensor]:
+    return {
+        "states": randn(2, 4, 5),
+        "actions": randn(2, 4, 2),
+        "returns_to_go": randn(2, 4, 1),
+        "timesteps": randint(2, 4) % 9,
+        "attention_mask": torch.ones(2, 4, dtype=torch.float64),
+    }
+
+
 def pixels(size: int = 16) -> dict[str, Tensor]:
     return {"pixel_values": randn(2, 3, size, size)}
 
 
 def spectrum() -> dict[str, Tensor]:
     return {"input_features": randn(2, 8, 20), "decoder_input_ids": randint(2, 5)}
+
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12} | {
+    "shared_expert_intermediate_size": 12,
+    "experts_implementation": "eager",  # the loop; grouped products, the default, are not there in float64
+}
+PADDED = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
+SPEECH = {
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24},
+    **{"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2},
+    **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2},
+}
+VISION = {
+    **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24},
+    **{"image_size": 32, "patch_size": 8},
+}
+BACKBONE = {
+    **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+    **{"layer_type": "basic", "out_features": ["stage2"]},
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +162,86 @@ MODELS = {
         {"image_size": 32, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_labels": 3},
         partial(pixels, 32),
     ),
+    "Mixtral": Model("MixtralForCausalLM", "MixtralConfig", DECODER | EXPERTS),
+    "Qwen2-MoE": Model("Qwen2MoeForCausalLM", "Qwen2MoeConfig", DECODER | EXPERTS),
+    "OLMoE": Model("OlmoeForCausalLM", "OlmoeConfig", DECODER | EXPERTS | {"experts_implementation": "batched_mm"}),
+    "DeepSeek-V3": Model(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        DECODER
+        | EXPERTS
+        | {"n_routed_experts": 4, "first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 8, "n_group": 2}
+        | {"qk_rope_head_dim": 4, "v_head_dim": 4, "qk_nope_head_dim": 4, "topk_group": 1, "num_key_value_heads": 4},
+    ),
+    "GPT-J": Model(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "rotary_dim": 4, "n_inner": 24},
+    ),
+    "GPT-Neo": Model(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 32}
+        | {"attention_types": [[["global", "local"], 1]], "window_size": 4, "intermediate_size": 24},
+    ),
+    "Falcon": Model("FalconForCausalLM", "FalconConfig", TOKENS | TEXT | {"hidden_size": 16}),
+    "Cohere": Model("CohereForCausalLM", "CohereConfig", DECODER | {"pad_token_id": 0}),
+    "MPT": Model(
+        "MptForCausalLM", "MptConfig", {"vocab_size": 50, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 32}
+    ),
+    "RWKV": Model(
+        "RwkvForCausalLM",
+        "RwkvConfig",
+        {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 32},
+    ),
+    "RecurrentGemma": Model(
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 16}
+        | {"intermediate_size": 24, "attention_window_size": 8, "head_dim": 4, "num_key_value_heads": 1},
+    ),
+    "XLNet": Model(
+        "XLNetModel", "XLNetConfig", {"vocab_size": 50, "d_model": 16, "n_layer": 2, "n_head": 4, "d_inner": 24}
+    ),
+    "Funnel": Model(
+        "FunnelModel",
+        "FunnelConfig",
+        {"vocab_size": 50, "block_sizes": [1, 1], "num_decoder_layers": 1, "d_model": 16, "n_head": 4, "d_head": 4}
+        | {"d_inner": 24},
+    ),
+    "ModernBERT": Model(
+        "ModernBertModel", "ModernBertConfig", TOKENS | TEXT | {"hidden_size": 16, "intermediate_size": 24} | PADDED
+    ),
+    "Longformer": Model(
+        "LongformerModel",
+        "LongformerConfig",
+        TOKENS | TEXT | {"hidden_size": 16, "intermediate_size": 24, "attention_window": 4} | PADDED,
+    ),
+    "wav2vec 2.0": Model("Wav2Vec2Model", "Wav2Vec2Config", SPEECH, waves),
+    "HuBERT": Model("HubertModel", "HubertConfig", SPEECH, waves),
+    "PatchTST": Model(
+        "PatchTSTForPrediction",
+        "PatchTSTConfig",
+        {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 16}
+        | {"num_attention_heads": 4, "num_hidden_layers": 2, "ffn_dim": 24, "prediction_length": 4},
+        series,
+    ),
+    "Decision Transformer": Model(
+        "DecisionTransformerModel",
+        "DecisionTransformerConfig",
+        {"state_dim": 5, "act_dim": 2, "hidden_size": 16, "max_ep_len": 20, "n_layer": 2, "n_head": 4, "n_inner": 24}
+        | {"vocab_size": 1, "n_positions": 64},
+        steps,
+    ),
+    "DETR": Model(
+        "DetrModel",
+        "DetrConfig",
+        {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "num_queries": 5}
+        | {"backbone_config": BACKBONE, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+        | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24},
+        partial(pixels, 32),
+    ),
+    "DINOv2": Model("Dinov2Model", "Dinov2Config", VISION, partial(pixels, 32)),
     "Swin": Model(
         "SwinModel",
         "SwinConfig",
@@ -193,6 +311,54 @@ GROWTHS = [
     ("ConvNeXt", "width x1.5 (post-norm)", Growth({"hidden_sizes": [12, 24, 24, 24]}, refused=MULTIPLE)),
     ("ConvNeXt", "depth", Growth({"depths": [1, 2, 1, 1]})),
     ("Swin", "inner width", Growth({"mlp_ratio": 6.0})),
+    ("Swin", "width x2, heads", Growth({"embed_dim": 16, "num_heads": [4, 4]}, outputs=True)),
+    ("Mixtral", "experts' inner width", Growth({"intermediate_size": 40})),
+    ("Mixtral", "width x2, heads", Growth({"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4})),
+    ("Mixtral", "depth", Growth({"num_hidden_layers": 3})),
+    (
+        "Mixtral",
+        "more experts",
+        Growth({"num_experts": 8, "num_local_experts": 8}, refused="goes by position|cannot be read in shares"),
+    ),
+    ("Qwen2-MoE", "experts' inner width", Growth({"moe_intermediate_size": 20})),
+    ("Qwen2-MoE", "shared expert", Growth({"shared_expert_intermediate_size": 20})),
+    ("Qwen2-MoE", "width x1.5", Growth({"hidden_size": 24})),
+    ("OLMoE", "experts' inner width", Growth({"intermediate_size": 40})),
+    ("OLMoE", "depth", Growth({"num_hidden_layers": 3})),
+    ("DeepSeek-V3", "experts' inner width", Growth({"moe_intermediate_size": 20})),
+    ("DeepSeek-V3", "width x2", Growth({"hidden_size": 32})),
+    ("DeepSeek-V3", "depth", Growth({"num_hidden_layers": 3})),
+    ("GPT-J", "inner width", Growth({"n_inner": 40})),
+    ("GPT-J", "width x2, heads", Growth({"n_embd": 32, "n_head": 8})),
+    ("GPT-Neo", "depth", Growth({"num_layers": 4, "attention_types": [[["global", "local"], 2]]})),
+    ("Falcon", "head size under RoPE", Growth({"hidden_size": 32})),
+    ("Falcon", "heads", Growth({"hidden_size": 32, "num_attention_heads": 8})),
+    ("OPT", "depth", Growth({"num_hidden_layers": 3})),
+    ("Cohere", "depth", Growth({"num_hidden_layers": 3})),
+    ("Cohere", "head size under RoPE", Growth({"head_dim": 8})),
+    ("MPT", "heads under ALiBi", Growth({"d_model": 32, "n_heads": 8})),
+    ("RWKV", "depth", Growth({"num_hidden_layers": 3})),
+    ("RecurrentGemma", "recurrent width", Growth({"lru_width": 32})),
+    ("XLNet", "inner width", Growth({"d_inner": 40})),
+    ("Funnel", "heads", Growth({"n_head": 6})),
+    ("ModernBERT", "inner width", Growth({"intermediate_size": 40})),
+    ("ModernBERT", "depth", Growth({"num_hidden_layers": 3})),
+    ("BERT", "depth (post-norm)", Growth({"num_hidden_layers": 3}, refused="new layers .* change the function")),
+    ("wav2vec 2.0", "inner width", Growth({"intermediate_size": 40})),
+    ("wav2vec 2.0", "convolutions", Growth({"conv_dim": (16, 16)}, outputs=True)),
+    ("HuBERT", "inner width", Growth({"intermediate_size": 40})),
+    ("PatchTST", "inner width", Growth({"ffn_dim": 40})),
+    ("PatchTST", "width x2, heads", Growth({"d_model": 32, "num_attention_heads": 8})),
+    ("Decision Transformer", "depth", Growth({"n_layer": 3})),
+    ("Decision Transformer", "width x2, heads", Growth({"hidden_size": 32, "n_head": 8}, outputs=True)),
+    ("DETR", "inner width", Growth({"encoder_ffn_dim": 40, "decoder_ffn_dim": 40})),
+    (
+        "DETR",
+        "queries",
+        Growth({"num_queries": 8}, refused="takes a max over|cannot be read in shares", outputs=True),
+    ),
+    ("DINOv2", "width x2, heads", Growth({"hidden_size": 32, "num_attention_heads": 8}, outputs=True)),
+    ("DINOv2", "depth", Growth({"num_hidden_layers": 3})),
 ]
 
 

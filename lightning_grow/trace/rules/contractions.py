@@ -46,14 +46,14 @@ def contract(
     return [(axes, Contract(left, right, labels, bias))]
 
 
-@axis_rule("_grouped_mm")
+@axis_rule("_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_matmul(call: Call) -> list[Output]:
     """Rows by the matrix of their expert; the offsets say whose rows they are."""
-    rows, experts = call["self"], call["mat2"]
+    rows, experts, offsets, *_ = call.node.tensors()
     if (len(rows.axes), len(experts.axes)) != (2, 3):
         return opaque(call, f"operator {call.node.op} of these ranks has no rule")
     axes, meaning = contract(rows, experts, ("sk", ".kn", "sn"), call.shapes[0], call.get("bias"))[0]
-    return [(axes, replace(meaning, routes=(call["offs"],)))]
+    return [(axes, replace(meaning, routes=(offsets,)))]
 
 
 @axis_rule("convolution")
