@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.options import Options
-from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
+from lightning_grow.plan.growth_plan import GrowthPlan
+from lightning_grow.plan.unit_group import UnitGroup
 
 
 def start_new_outputs(

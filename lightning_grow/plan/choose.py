@@ -32,6 +32,7 @@ class Chosen:
         factors: log(factor) of every variable that changes.
         parts: Where the two models compute different things, whatever their sizes.
         lost: Why else the function is not kept.
+        stuck: The run that came furthest, where none keeps the function.
     """
 
     choice: Choice
@@ -39,6 +40,7 @@ class Chosen:
     factors: Mapping[Variable, float] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    stuck: Run | None = None
 
     def factor(self, scale: Scale) -> float:
         """The number behind an expression, now that the system is solved."""
@@ -70,7 +72,7 @@ def choose(
     chosen = first = attempt(start if promises else replace(start, copied=frozenset()))
     is_deeper = any(name not in match.names for name in match.target.tensors)
     if not promises or (first.parts and not is_deeper):
-        return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost)
+        return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost, stuck=first.run)
     tried, furthest = {start}, first
     while chosen.lost:
         choice = _turned(match, chosen, units)
@@ -79,7 +81,7 @@ def choose(
         if choice in tried and options.allow_attribute_changes:
             choice = replace(start, free_numbers=_free_numbers(match.target, target))
         if choice in tried:
-            return Chosen(start, lost=furthest.lost)
+            return Chosen(start, lost=furthest.lost, stuck=furthest.run)
         tried.add(choice)
         chosen = attempt(choice)
         furthest = max(furthest, chosen, key=_reach)

@@ -27,6 +27,7 @@ from lightning_grow.plan.choose import Chosen, choose, find_attributes, first_ch
 from lightning_grow.plan.copied_units import find_copied_units
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.initial_states import find_initial_states
+from lightning_grow.plan.ways import find_ways
 from lightning_grow.plan.write import Draft, write_groups, write_tensors
 from lightning_grow.trace.axes import resolve
 
@@ -72,6 +73,7 @@ def make_plan(
         input_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.inputs),
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
         left_out=frozenset(match.left_out),
+        ways=find_ways(match.target, chosen.stuck) if chosen.stuck is not None else {},
     )
 
 

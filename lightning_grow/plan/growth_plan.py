@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.table import Table
 from torch import Tensor
 
-from lightning_grow.errors import RefusedGrowth
+from lightning_grow.errors import RefusedGrowth, WrongSetting
+from lightning_grow.plan.explain import explain
 from lightning_grow.plan.tensor_plan import TensorPlan
+from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.report import as_text
 from lightning_grow.strategies.base import Strategy
-
-
-@dataclass(frozen=True)
-class UnitGroup:
-    """The (parameter, axis) pairs that widen together.
-
-    Args:
-        name: Where the group was first met.
-        old: Units of the source.
-        new: Units of the target.
-        mode: "fresh" or "copied".
-        members: (parameter, dimension) pairs.
-        output: Which of the target's outputs they are the last axis of; -1 for inner units.
-        units: For every member, the unit that each position belongs to (-1: none), int64 (size of the dimension,).
-    """
-
-    name: str
-    old: int
-    new: int
-    mode: str
-    members: tuple[tuple[str, int], ...]
-    output: int = -1
-    units: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +33,7 @@ class GrowthPlan:
         input_positions: For every dimension of every input tensor, the positions that the source has too.
         source_positions: Their positions in the source: all of it, but for dropped inputs.
         left_out: Outputs that are not compared: what a forward takes back in its next call, of another size now.
+        ways: Where it is refused: the operators from each tensor to the first one in the way.
     """
 
     strategy: Strategy
@@ -66,6 +47,7 @@ class GrowthPlan:
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     source_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     left_out: frozenset[str] = frozenset()
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def is_trivial(self) -> bool:
@@ -88,6 +70,32 @@ class GrowthPlan:
             A bool mask of the target's shape.
         """
         return self.tensors[name].new_entries()
+
+    def explain(self, name: str) -> str:
+        """Say what becomes of one tensor and why: units, places, blocks; of a refusal, the way to its cause.
+
+        Args:
+            name: The target tensor.
+
+        Raises:
+            WrongSetting: No tensor has that name.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_grow import plan_growth
+        >>> net = lambda width: nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+        >>> print(plan_growth(net(4), net(6), example_inputs=(torch.ones(1, 3),)).explain("2.weight"))
+        2.weight: 2x4 -> 2x6
+          axis 1: 4 units become 6, the new ones fresh; they are also '0.weight' axis 0, '0.bias' axis 0
+          all other entries: the source's
+          new entries of axis 1: 0, for aten.addmm.default in '2'
+          used by aten.t.default in '2'
+        """
+        if name not in self.tensors and name not in self.ways and not self.refused:
+            near = difflib.get_close_matches(name, self.tensors, 3)
+            known = f"did you mean {' or '.join(map(repr, near))}?" if near else "see plan.tensors."
+            raise WrongSetting(f"Expected the name of a tensor of the target, but got '{name}': {known}")
+        return "\n".join(explain(name, self.tensors.get(name), self.groups, self.ways.get(name), self.refused))
 
     def __rich__(self) -> Table:
         """Return the plan as a table: the unit groups, then the refusals."""

@@ -56,6 +56,7 @@ class Run:
         self.refined: set[Value] = set()
         self.zeros: set[Entry] = set()
         self.means: dict[Entry, Axis] = {}
+        self.because: dict[Entry, str] = {}
         self.alike: dict[Axis, Tensor] = {}
         match.placed = {}
         self.first_use = _first_uses(match.target)
@@ -90,6 +91,9 @@ class Run:
 
     def go_back(self, decision: Decision) -> None:
         """Take up a decision: drop every step from the first operator that it concerns."""
+        if self.step.node is not None:
+            asked = dict.fromkeys([*decision.zeros, *decision.means], self.step.node.place)
+            self.because = asked | self.because  # the first that asks
         self.zeros |= decision.zeros
         self.means.update(decision.means)
         names = {name for name, _ in decision.zeros | set(decision.means)}

@@ -25,12 +25,14 @@ class CellPlan:
         factor: On the source's entries.
         mean_dim: The dimension that a mean runs over.
         offset: What the model adds before it uses the tensor: a gain of the form 1 + w is scaled as a whole.
+        because: The operator for whose sake it is so, where one asks for it.
     """
 
     kind: Kind
     factor: float = 1.0
     mean_dim: int = -1
     offset: float = 0.0
+    because: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class TensorPlan:
         reads: Whether each dimension is read (fan-in).
         is_state: Whether it is a buffer.
         like: The tensor whose new entries it shares: it is a copy of that one.
+        used_by: The operators that take it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class TensorPlan:
     reads: tuple[bool, ...]
     is_state: bool = False
     like: str | None = None
+    used_by: tuple[str, ...] = ()
 
     @property
     def is_plain(self) -> bool:
@@ -101,10 +105,11 @@ class TensorPlan:
         """How the new entries of a block are used: "read" if they belong to new units of a dimension that reads."""
         if self.is_state:
             return "state"
-        new = [dim for dim, item in enumerate(self.maps) if self._is_new(dim, index[dim])]
+        new = [dim for dim, item in enumerate(self.maps) if self.is_new(dim, index[dim])]
         return "read" if any(self.reads[dim] for dim in new) else "written"
 
-    def _is_new(self, dim: int, slot: int) -> bool:
+    def is_new(self, dim: int, slot: int) -> bool:
+        """Whether the source has no such positions along a dimension."""
         item = self.maps[dim]
         return bool((item.low[item.slot == slot] < 0).any())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +16,12 @@ from lightning_grow.pair.roles import Dimension, Roles
 from lightning_grow.plan.cells import Kind, Layout, Slot, is_wanted
 from lightning_grow.plan.choose import Chosen
 from lightning_grow.plan.copied_units import CopiedUnits
-from lightning_grow.plan.growth_plan import UnitGroup
 from lightning_grow.plan.scale import variable
 from lightning_grow.plan.tensor_plan import CellPlan, TensorPlan
+from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, atoms, resolve
+from lightning_grow.trace.tape import Node, Value
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Draft:
     def layout(self) -> Layout:
         """The blocks of every axis."""
         return Layout(self.match.old_size, self.copied)
+
+    @cached_property
+    def uses(self) -> dict[Value, list[Node]]:
+        """The operators that take each tensor."""
+        found: dict[Value, list[Node]] = defaultdict(list)
+        for node in self.match.target.nodes:
+            for value in node.tensors():
+                if value.name is not None:
+                    found[value].append(node)
+        return found
 
     @cached_property
     def shares(self) -> set[tuple[Dimension, Axis]]:
@@ -89,6 +101,7 @@ def _write_tensor(draft: Draft, name: str) -> TensorPlan:
         cells=draft.layout.each_cell(value.axes, lambda index, slots: _write_cell(draft, name, index, slots)),
         reads=tuple((owner, dim) in draft.roles.read for dim in range(len(value.axes))),
         is_state=not value.trained,
+        used_by=tuple(dict.fromkeys(node.place for node in draft.uses.get(value, ()))),
     )
 
 
@@ -123,12 +136,13 @@ def _write_cell(draft: Draft, name: str, index: tuple[int, ...], slots: list[Slo
     if value.constant is not None:
         return CellPlan(Kind.KEPT if is_wanted(slots) and name in draft.match.names else Kind.NEW)
     cell = run.of(value)[index]
+    because = run.because.get((value.name or name, index), "")
     if cell.kind is Kind.MEAN:
         dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
-        return CellPlan(Kind.MEAN, factor(cell.scale), dim)
+        return CellPlan(Kind.MEAN, factor(cell.scale), dim, because=because)
     if cell.kind is Kind.KEPT and value.name in draft.roles.offsets:
         return CellPlan(Kind.KEPT, factor(variable(value.name, index)), offset=draft.roles.offsets[value.name])
-    return CellPlan(cell.kind, factor(cell.scale) if cell.kind is Kind.KEPT else 1.0)
+    return CellPlan(cell.kind, factor(cell.scale) if cell.kind is Kind.KEPT else 1.0, because=because)
 
 
 def _plain_cell(draft: Draft, name: str, wanted: bool) -> CellPlan:

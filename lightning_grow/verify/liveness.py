@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.plan.growth_plan import GrowthPlan, UnitGroup
+from lightning_grow.plan.growth_plan import GrowthPlan
+from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, named_outputs
 from lightning_grow.trace.tracer import call_arguments
