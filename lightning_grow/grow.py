@@ -250,10 +250,26 @@ def _compare(
     old = substitute(source.state_dict(keep_vars=True), old_names) if stand_in else None  # tied names: one tensor
     new = substitute(grown, stand_in)
     expected = outputs(source, source_inputs, forward, old)
-    got = outputs(_on_real_device(target, new), target_inputs, forward, new)
+    got = shared_outputs(outputs(_on_real_device(target, new), target_inputs, forward, new), expected, plan)
     state = {strip_compiled(name): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
     return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)
+
+
+def shared_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], plan: GrowthPlan) -> list[Tensor]:
+    """The source's positions of the target's outputs: the first ones, but by their layout where they have one."""
+    if len(plan.output_positions) != len(got):
+        return list(got)
+    return [
+        _take(item, places) if tuple(map(len, places)) == old.shape and item.shape != old.shape else item
+        for item, old, places in zip(got, expected, plan.output_positions, strict=True)
+    ]
+
+
+def _take(item: Tensor, places: Sequence[Tensor]) -> Tensor:
+    for dim, positions in enumerate(places):
+        item = item.index_select(dim, positions.to(item.device))
+    return item
 
 
 def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:

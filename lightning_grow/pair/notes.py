@@ -71,6 +71,21 @@ def name_branches(match: Match) -> list[str]:
     ]
 
 
+def name_moved_outputs(match: Match) -> list[str]:
+    """Say which outputs grow elsewhere than at the end."""
+    places = [
+        (number, dim, match.old_positions(axis))
+        for number, value in enumerate(match.target.outputs.values())
+        for dim, axis in enumerate(value.axes)
+    ]
+    return [
+        f"Output {number} grows between its positions along axis {dim}: the source's are at "
+        f"{', '.join(map(str, at[:4].tolist()))}, ... (groups, heads or streams that grow inside)."
+        for number, dim, at in places
+        if len(at) and int(at[-1]) != len(at) - 1
+    ]
+
+
 def name_left_out(match: Match) -> list[str]:
     """Say what is carried from call to call in another size than the source's."""
     if not match.left_out:

@@ -19,6 +19,7 @@ from lightning_grow.pair.notes import (
     name_copies,
     name_idle,
     name_left_out,
+    name_moved_outputs,
     name_settings,
     name_shared_counts,
 )
@@ -67,11 +68,13 @@ def make_plan(
             *name_settings(match),
             *name_shared_counts(match),
             *name_branches(match),
+            *name_moved_outputs(match),
             *name_left_out(match),
         ),
         attributes=find_attributes(chosen, match.target, target),
         input_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.inputs),
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
+        output_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.outputs.values()),
         left_out=frozenset(match.left_out),
         ways=find_ways(match.target, chosen.stuck) if chosen.stuck is not None else {},
     )

@@ -32,6 +32,7 @@ class GrowthPlan:
         attributes: Module attributes that have to change too, by dotted name (a norm's eps).
         input_positions: For every dimension of every input tensor, the positions that the source has too.
         source_positions: Their positions in the source: all of it, but for dropped inputs.
+        output_positions: For every dimension of every output tensor, the positions that the source has too.
         left_out: Outputs that are not compared: what a forward takes back in its next call, of another size now.
         ways: Where it is refused: the operators from each tensor to the first one in the way.
     """
@@ -46,6 +47,7 @@ class GrowthPlan:
     attributes: Mapping[str, float] = field(default_factory=dict)
     input_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     source_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
+    output_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     left_out: frozenset[str] = frozenset()
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 

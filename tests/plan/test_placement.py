@@ -1,4 +1,4 @@
-"""Units go where their constants are: what every constant says of them counts, and what no place satisfies is refused."""
+"""Units go where their constants are: all that constants say of them counts; where no place fits it is refused."""
 
 import pytest
 import torch
