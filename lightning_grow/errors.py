@@ -5,17 +5,34 @@ class GrowError(Exception):
     """Root of every error that lightning_grow raises on purpose."""
 
 
+_CONSEQUENCES = 3
+
+
 class RefusedGrowth(GrowError, ValueError):
     """The growth cannot keep the function, or has no meaning; nothing was changed.
 
+    The message is the first reason, then at most three others, and how many there are besides.
+
     Args:
-        refused: Every reason, each a sentence that names the place and a way out.
+        refused: Every reason, the cause first, each a sentence that names the place and a way out.
+
+    >>> print(RefusedGrowth(["the cause.", *(f"consequence {number}." for number in range(5))]))
+    the cause.
+    In the way too, or because of that:
+      - consequence 0.
+      - consequence 1.
+      - consequence 2.
+      and 2 more (in the error's `refused`).
     """
 
     def __init__(self, refused: str | list[str] | tuple[str, ...]) -> None:
         self.refused = [refused] if isinstance(refused, str) else list(refused)
-        head = "" if len(self.refused) == 1 else f"{len(self.refused)} reasons:\n"
-        super().__init__(head + "\n".join(self.refused if not head else (f"  - {reason}" for reason in self.refused)))
+        first, *others = self.refused
+        more = len(others) - _CONSEQUENCES
+        lines = ["In the way too, or because of that:"] if others else []
+        lines += [f"  - {reason}" for reason in others[:_CONSEQUENCES]]
+        lines += [f"  and {more} more (in the error's `refused`)."] if more > 0 else []
+        super().__init__("\n".join([first, *lines]))
 
 
 class CheckpointError(GrowError, RuntimeError):

@@ -23,8 +23,8 @@ def find_mismatches(
         *_grown_ends("output", old, new, match, options.allow_output_growth),
     ]
     return [
-        *match.refusals(),
         *_missing(source, target, match),
+        *match.refusals(),
         *_untied(match),
         *_unused(target, match, copies),
         *ends,

@@ -21,6 +21,7 @@ from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.live import give_axes
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
+from lightning_grow.trace.reads import ContentReads
 from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
 from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
@@ -224,7 +225,7 @@ def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, trace
         _paths(module, tracer),
     ):
         _swap(module, stand_ins)
-        with tracer:
+        with tracer, ContentReads(tracer):
             result = call(module, *args, **kwargs)
     tracer.trace.outputs = {name: tracer.value_of(leaf) for name, leaf in named_outputs(result).items()}
     tracer.trace.carried = find_carried(result, module)

@@ -70,13 +70,45 @@ def returns_the_answer(net, h):
     return h * 0 + float(bool((h > 0).any()))
 
 
-BRANCHES = [one_or_the_other, other_numbers, skips_a_layer, until_it_stops, once_more, returns_the_answer]
+def reads_a_list(net, h):
+    return net.other(h) if h[0].tolist()[0] > 0 else h.tanh()
+
+
+def reads_an_array(net, h):
+    return net.other(h) if h.detach().numpy()[0, 0] > 0 else h.tanh()
+
+
+def splits_by_counts(net, h):
+    counts = [int((h[:, 0] > 0).sum()), int((h[:, 0] <= 0).sum())]
+    first, second = h.split(counts)
+    return torch.cat([net.other(first), second])
+
+
+BRANCHES = [
+    reads_a_list,
+    reads_an_array,
+    splits_by_counts,
+    one_or_the_other,
+    other_numbers,
+    skips_a_layer,
+    until_it_stops,
+    once_more,
+    returns_the_answer,
+]
 
 
 @pytest.mark.parametrize("forward", BRANCHES, ids=lambda forward: forward.__name__)
 def test_a_choice_between_two_functions_is_refused(forward):
     with pytest.raises(RefusedGrowth, match="reads the content of a tensor that depends on weights"):
         trace(Asks(forward), (torch.ones(2, 3),))
+
+
+def test_the_content_of_constants_may_be_read_in_one_piece():
+    def listed(net, h):
+        sizes = torch.full((2,), 2).tolist()
+        return torch.cat(h.split(sizes, -1)[::-1], -1) * float(torch.ones(1).numpy()[0])
+
+    assert "split_with_sizes" in [node.name for node in trace(Asks(listed), (torch.ones(2, 3),)).nodes]
 
 
 def test_every_row_goes_everywhere_whatever_the_weights_are():
