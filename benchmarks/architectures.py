@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "zoo")]
 
 import blocks  # noqa: E402
+import families  # noqa: E402
 import huggingface  # noqa: E402
 import models  # noqa: E402
 import routed  # noqa: E402
@@ -41,7 +42,7 @@ def cases() -> Iterator[Case]:
 
         sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (pair.source, pair.target)]
         yield name, " -> ".join(sizes), make
-    for name, block in (blocks.BLOCKS | routed.ROUTED).items():
+    for name, block in (blocks.BLOCKS | routed.ROUTED | families.FAMILIES).items():
         sizes = [str([size for size in item if not callable(size)])[1:-1] for item in (block.source, block.target)]
         yield name, " -> ".join(sizes), block.make
     for name, what, growth in huggingface.GROWTHS:

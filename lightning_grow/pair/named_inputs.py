@@ -115,7 +115,7 @@ def pair_by_name(
 
 
 def _refuse(match: Match, reason: str) -> None:
-    match.refused.append((None, reason))
+    match.refused.insert(0, (None, reason))
 
 
 def _unnamed(match: Match) -> list[str]:

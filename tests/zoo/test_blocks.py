@@ -2,13 +2,16 @@
 
 import pytest
 from blocks import BLOCKS
+from families import FAMILIES
 from routed import ROUTED
 
 from lightning_grow import RefusedGrowth, grow
 
+ALL = BLOCKS | ROUTED | FAMILIES
+
 
 @pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
-@pytest.mark.parametrize("block", [*BLOCKS.values(), *ROUTED.values()], ids=[*BLOCKS, *ROUTED])
+@pytest.mark.parametrize("block", ALL.values(), ids=ALL)
 def test_the_block_grows_exactly_or_is_refused(block, strategy):
     source, target, options = block.make()
     if block.refused:
