@@ -117,7 +117,9 @@ def _is_explained(node: Node, name: str, value: Any, before: Any, old_length: Ol
     if "int" not in kind or name in _DIMENSIONS:
         return False
     if isinstance(meaning, Along) and meaning.kept is not None and node.name in VIEWS:
-        return all(one == other for dim, one, other in zip(meaning.kept, value, before, strict=True) if dim is None)
+        return before is not None and all(
+            one == other for dim, one, other in zip(meaning.kept, value, before, strict=False) if dim is None
+        )
     if isinstance(meaning, (Rearrange, Create)):
         return name not in ("start", "end", "index", "step") or _is_position(node, name, value, before, old_length)
     if isinstance(meaning, Contract):

@@ -232,7 +232,7 @@ class Match:
         def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
             position, candidate = item
             other_numbers = isinstance(node.meaning[0], Pointwise) and numbers(candidate) != numbers(node)
-            return not _same_constants(candidate, node), other_numbers, abs(position - rank)
+            return not _same_constants(candidate, node, _begins_alike), other_numbers, abs(position - rank)
 
         candidates = self._by_key.get(key, [])
         if rank < len(candidates) and _is_equal(candidates[rank], node) and self._fits(candidates[rank], node):
@@ -307,9 +307,16 @@ def _is_equal(first: Node, second: Node) -> bool:
     return same and _same_constants(first, second)
 
 
-def _same_constants(first: Node, second: Node) -> bool:
+def _same_constants(first: Node, second: Node, same: Callable[..., bool] | None = None) -> bool:
     pairs = zip(first.tensors(), second.tensors(), strict=True)
-    return all(same_constant(one.constant, two.constant) for one, two in pairs)
+    return all((same or same_constant)(one.constant, two.constant) for one, two in pairs)
+
+
+def _begins_alike(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether the source's content is the beginning of the target's."""
+    if first is None or second is None or first.dim() != second.dim():
+        return first is second
+    return same_constant(first, second[tuple(slice(0, size) for size in first.shape)])
 
 
 def same_constant(first: Tensor | None, second: Tensor | None) -> bool:

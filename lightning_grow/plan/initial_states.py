@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_grow.plan.laws import operator_laws
 from lightning_grow.trace.axes import Axis, atoms
-from lightning_grow.trace.meanings import Along, Pointwise, Rearrange, Scatter
+from lightning_grow.trace.meanings import Along, Create, Pointwise, Rearrange, Scatter
 from lightning_grow.trace.tape import Node, Trace, Value
 
 _DEPTH = 4  # how far back two rounds of a loop are compared
@@ -73,6 +73,8 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             }
         )
         alike[node.op, node.path].pop()
+        if isinstance(node.meaning[0], Create):  # takes a shape, not a content
+            continue
         states = frozenset(value for value in node.tensors() if value in roots)
         if not _moves(node) and (states or not shown.keys().isdisjoint(node.tensors())):
             if _chooses(node):

@@ -343,6 +343,8 @@ GROWTHS = [
     ("Funnel", "heads", Growth({"n_head": 6})),
     ("ModernBERT", "inner width", Growth({"intermediate_size": 40})),
     ("ModernBERT", "depth", Growth({"num_hidden_layers": 3})),
+    ("Longformer", "inner width", Growth({"intermediate_size": 40})),
+    ("RWKV", "width x2", Growth({"hidden_size": 32})),
     ("BERT", "depth (post-norm)", Growth({"num_hidden_layers": 3}, refused="new layers .* change the function")),
     ("wav2vec 2.0", "inner width", Growth({"intermediate_size": 40})),
     ("wav2vec 2.0", "convolutions", Growth({"conv_dim": (16, 16)}, outputs=True)),
