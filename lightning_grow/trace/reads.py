@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
 
-_READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+_READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__format__)
 
 
 class ContentReads(TorchFunctionMode):
@@ -30,6 +30,8 @@ class ContentReads(TorchFunctionMode):
         value = self.recorder.value_of(args[0])
         if value.constant is not None:
             return function(value.constant, *args[1:], **(kwargs or {}))
+        if function.__name__ == "__format__":  # a name with the tensor's number in it asks for it as .item() does
+            return function(*args)
         if value.learned:
             raise Branches(self.recorder.where)
         if args[0].is_meta:

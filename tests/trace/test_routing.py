@@ -105,7 +105,7 @@ def test_a_choice_between_two_functions_is_refused(forward):
 
 def test_the_content_of_constants_may_be_read_in_one_piece():
     def listed(net, h):
-        sizes = torch.full((2,), 2).tolist()
+        sizes = torch.full((2,), int(f"{torch.tensor(2)}")).tolist()
         return torch.cat(h.split(sizes, -1)[::-1], -1) * float(torch.ones(1).numpy()[0])
 
     assert "split_with_sizes" in [node.name for node in trace(Asks(listed), (torch.ones(2, 3),)).nodes]
