@@ -239,19 +239,26 @@ class Match:
             return candidates[rank], ""
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
         for _, candidate in ordered:
+            if (
+                rank >= len(candidates)
+                and isinstance(node.meaning[0], Pointwise)
+                and numbers(candidate) != numbers(node)
+            ):
+                continue  # the source has as many of these as the target had before: it is one more
             found = find_difference(candidate, node, self.old_length)
             if not found and self._fits(candidate, node):
                 return candidate, ""
             difference = difference or found
-        return None, difference
+        return self._find_shorter(node), difference
 
     def _find_shorter(self, node: Node) -> Node | None:
-        """The source's concatenation of those parts of a longer one that it knows."""
-        known = [self.values[value] for value in node.tensors() if value in self.values]
-        if node.name != "cat" or not known or any(value.constant is not None for value in node.tensors()):
+        """The source's concatenation of most of the parts of a longer one, in their order."""
+        if node.name != "cat" or any(value.constant is not None for value in node.tensors()):
             return None
-        alike = (item for item in self._concatenations if numbers(item) == numbers(node))
-        return next((item for item in alike if list(map(self.first, item.tensors())) == known), None)
+        parts = [self.values.get(value) for value in node.tensors()]
+        alike = [item for item in self._concatenations if numbers(item) == numbers(node)]
+        within = [item for item in alike if _is_within(list(map(self.first, item.tensors())), parts)]
+        return max(within, key=lambda item: len(item.tensors()), default=None)
 
     def _fits(self, candidate: Node, node: Node) -> bool:
         """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""
@@ -272,6 +279,12 @@ class Match:
     def maker(self, value: Value) -> Node | None:
         """The source's operator that computes what a value of the target is."""
         return self.source.makers.get(self.values[value]) if value in self.values else None
+
+
+def _is_within(parts: list[Value], longer: list[Value | None]) -> bool:
+    """Whether a list is a longer one with some left out."""
+    rest = iter(longer)
+    return len(parts) < len(longer) and all(any(part is item for item in rest) for part in parts)
 
 
 def _first_alike(tape: Trace) -> dict[Value, Value]:

@@ -4,9 +4,12 @@ An axis is an *atom* (n units of one kind), a *sum* (one axis after the other: a
 *product* of axes (a view of several as one). Tracing a model refines atoms: `cut` splits one into a sum, `factor`
 splits one into a product, `unify` states that two axes are the same one.
 
+An atom of size 1 may be a *mark*: in front of a part of a concatenation it tells apart parts of the same units, one of
+which may be new. It is no unit of its own: with and without it an axis is the same.
+
 Invariants, which the property tests hold:
     * sums and products never change; only an atom can be bound, once, to an axis of its own size;
-    * `resolve` is flat (no sum directly in a sum, no product directly in a product, no factor of size 1, no
+    * `resolve` is flat (no sum directly in a sum, no product directly in a product, no factor of size 1 but marks, no
       summand of size 0), so an atom can't be part of another axis of its own size and no tree contains itself;
     * every binding either joins two atoms or splits one into smaller ones, so `unify` ends on every input.
 """
@@ -24,10 +27,10 @@ class AxisError(Exception):
 class Axis:
     """One axis: an atom while `kind` is None, else a "sum" or a "product" of `parts`."""
 
-    __slots__ = ("bound", "kind", "parts", "size")
+    __slots__ = ("bound", "kind", "marks", "parts", "size")
 
-    def __init__(self, size: int, kind: str | None = None, parts: tuple[Axis, ...] = ()) -> None:
-        self.size, self.kind, self.parts = size, kind, parts
+    def __init__(self, size: int, kind: str | None = None, parts: tuple[Axis, ...] = (), marks: bool = False) -> None:
+        self.size, self.kind, self.parts, self.marks = size, kind, parts, marks
         self.bound: Axis | None = None
 
     def __repr__(self) -> str:
@@ -62,7 +65,7 @@ def resolve(axis: Axis) -> Axis:
     for part in map(resolve, axis.parts):
         if part.kind == axis.kind:
             parts.extend(part.parts)
-        elif part.size != unit:
+        elif part.size != unit or part.marks:
             parts.append(part)
     if len(parts) == 1:
         return parts[0]
@@ -110,6 +113,8 @@ def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
         fresh = [Axis(size) for size in sizes]
         axis.bound = Axis(axis.size, "sum", tuple(fresh))
         return fresh
+    if axis.kind == "product" and axis.parts[0].marks:
+        return [product_of([axis.parts[0], piece]) for piece in _cut(product_of(axis.parts[1:]), sizes)]
     if axis.kind == "product":
         inner = product_of(axis.parts[1:])
         if not any(size % inner.size for size in sizes):
@@ -190,11 +195,11 @@ def unify(first: Axis, second: Axis) -> None:
     (2*3)
     """
     first, second = resolve(first), resolve(second)
-    if first is second:
+    if first is second or (first.size == second.size != 1 and _unmarked(first) is _unmarked(second)):
         return
     if first.size != second.size:
         raise AxisError(f"{first} and {second} differ in size")
-    if first.kind is None:
+    if first.kind is None and not (first.marks and second.kind is None):
         first.bound = second
     elif second.kind is None:
         second.bound = first
@@ -204,6 +209,12 @@ def unify(first: Axis, second: Axis) -> None:
             unify(part, piece)
     else:
         _unify_products(first, second)
+
+
+def _unmarked(axis: Axis) -> Axis:
+    """An axis without the mark of the part of a concatenation that it is."""
+    marked = axis.kind == "product" and axis.parts[0].marks
+    return resolve(product_of(axis.parts[1:])) if marked and len(axis.parts) == 2 else axis
 
 
 def _unify_products(first: Axis, second: Axis) -> None:

@@ -53,7 +53,7 @@ CASES = {
     "slice_": [((6,), lambda w: w[1:4], "[(1+3+2)]", "[3]"), ((6,), lambda w: w[::2], "[(3*(1+1))]", "[3]")],
     "select": [((3, 4), lambda w: w[1], "[(1+1+1), 4]", "[4]")],
     "unbind": [((3, 4), lambda w: w.unbind(0), "[(1+1+1), 4]", "[4]")],
-    "cat": [((3, 4), lambda w: torch.cat([w, w * 2], 0), "[3, 4]", "[(3+3), 4]")],
+    "cat": [((3, 4), lambda w: torch.cat([w, w * 2], 0), "[3, 4]", "[((1*3)+(1*3)), 4]")],
     "stack": [((3,), lambda w: torch.stack([w, w * 2], 0), "[3]", "[(1+1), 3]")],
     "matmul": [((3, 4), lambda w: torch.ones(2, 4) @ w.t(), "[3, 4]", "[2, 3]")],
     "convolution": [

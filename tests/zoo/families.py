@@ -74,13 +74,14 @@ class TableTransformer(nn.Module):
 class RadianceField(nn.Module):
     """NeRF: sines and cosines of the input, which come in again half way."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, frequencies: int = 4) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(54, width), nn.Linear(width, width), nn.Linear(width + 54, width)])
-        self.color = nn.Linear(width, 3)
+        size = 6 + 12 * frequencies
+        self.layers = nn.ModuleList([nn.Linear(size, width), nn.Linear(width, width), nn.Linear(width + size, width)])
+        self.color, self.frequencies = nn.Linear(width, 3), frequencies
 
     def forward(self, x: Tensor) -> Tensor:
-        encoded = torch.cat([x, *(f(x * 2.0**k) for k in range(4) for f in (torch.sin, torch.cos))], -1)
+        encoded = torch.cat([x, *(f(x * 2.0**k) for k in range(self.frequencies) for f in (torch.sin, torch.cos))], -1)
         hidden = encoded
         for number, layer in enumerate(self.layers):
             hidden = layer(torch.cat([hidden, encoded], -1) if number == 2 else hidden).relu()
@@ -272,7 +273,48 @@ class Spectral(nn.Module):
         return self.out(hidden + torch.fft.irfft(turned, n=x.shape[1], dim=1))
 
 
+class Bottlenecks(nn.Module):
+    """YOLO's C2f: halves, then what each bottleneck adds to the last part, all read at once."""
+
+    def __init__(self, width: int, count: int, shortcut: bool = True) -> None:
+        super().__init__()
+        self.into, self.out, self.shortcut = nn.Conv2d(3, 2 * width, 1), nn.Conv2d((2 + count) * width, 4, 1), shortcut
+        self.parts = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.SiLU(), nn.Conv2d(width, width, 1)
+            )
+            for _ in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = list(self.into(x).chunk(2, 1))
+        for part in self.parts:
+            read.append(part(read[-1]) + (read[-1] if self.shortcut else 0))
+        return self.out(torch.cat(read, 1))
+
+
+class DenseBlock(nn.Module):
+    """Every layer reads all before it from a list; what is read next is a list of the same beginning."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.into, self.out = nn.Conv2d(3, width, 1), nn.Conv2d((1 + count) * width, 4, 1)
+        self.parts = nn.ModuleList(nn.Conv2d((1 + number) * width, width, 3, 1, 1) for number in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = [self.into(x)]
+        for part in self.parts:
+            read.append(part(torch.cat(read, 1)).tanh())
+        return self.out(torch.cat(read, 1).relu())
+
+
 FAMILIES = {
+    "dense lists, depth": Block(DenseBlock, (4, 2), (4, 4), image),
+    "dense lists, depth and width": Block(DenseBlock, (4, 2), (6, 3), image),
+    "C2f, bottlenecks": Block(Bottlenecks, (4, 1), (4, 3), image),
+    "C2f, bottlenecks and width": Block(Bottlenecks, (4, 1), (8, 2), image),
+    "C2f without shortcuts, bottlenecks": Block(Bottlenecks, (4, 1, False), (4, 2, False), image),
+    "NeRF, frequencies": Block(RadianceField, (8,), (8, 6), vectors),
     "world model, width": Block(WorldModel, (8, 3), (12, 3)),
     "world model, latents": Block(WorldModel, (8, 3), (8, 5)),
     "N-BEATS, width": Block(NBeats, (8, 2), (12, 2), vectors),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lightning_grow.trace.axes import Axis, AxisError, cut, factor, product_of, reshape, sum_of, unify
+from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, sum_of, unify
 from lightning_grow.trace.meanings import Along, Create, Pointwise, Rearrange
 from lightning_grow.trace.table import RULES, Call, Output, axis_rule, broadcast, create, fresh, pointwise
 from lightning_grow.trace.tape import VIEWS
@@ -205,8 +206,18 @@ def cat(call: Call) -> list[Output]:
             if index != dim:
                 unify(first, other)
     axes = list(values[0].axes)
-    axes[dim] = sum_of([value.axes[dim] for value in values])
+    axes[dim] = sum_of(_told_apart([value.axes[dim] for value in values]))
     return call.rearrange(axes, lambda count, *cells: np.concatenate(cells, axis=dim), *values)
+
+
+def _told_apart(parts: list[Axis]) -> list[Axis]:
+    """Parts of the same units, each with a mark of its own: one of them may be new though its units are not."""
+    counts = Counter(atom for part in parts for atom in set(atoms(part)) if part.size > 1)
+    shared = {atom for atom, count in counts.items() if count > 1}
+    return [
+        part if part.size < 2 or shared.isdisjoint(atoms(part)) else product_of([Axis(1, marks=True), part])
+        for part in parts
+    ]
 
 
 @axis_rule("stack")
