@@ -114,7 +114,8 @@ def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
         axis.bound = Axis(axis.size, "sum", tuple(fresh))
         return fresh
     if axis.kind == "product" and axis.parts[0].marks:
-        return [product_of([axis.parts[0], piece]) for piece in _cut(product_of(axis.parts[1:]), sizes)]
+        pieces = _cut(product_of(axis.parts[1:]), sizes)
+        return [product_of([axis.parts[0], piece]) if piece.size > 1 else piece for piece in pieces]
     if axis.kind == "product":
         inner = product_of(axis.parts[1:])
         if not any(size % inner.size for size in sizes):

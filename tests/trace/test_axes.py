@@ -139,6 +139,33 @@ def test_sizes_of_one_can_be_factored_anywhere():
     assert [item.size for item in factor(sum_of([Axis(1), product_of([Axis(4), Axis(4)])]), [1, 17])] == [1, 17]
 
 
+def marked(axis):
+    return product_of([Axis(1, marks=True), axis])
+
+
+def test_a_mark_is_no_unit_of_its_own():
+    units = Axis(4)
+    first, second = marked(units), marked(units)
+    both = sum_of([first, second])
+    unify(first, units)
+    unify(units, second)
+    fresh_axis = Axis(8)
+    unify(fresh_axis, both)
+    assert str(fresh_axis) == "((1*4)+(1*4))"
+    pieces = cut(first, [1, 3])  # one unit is that unit, with or without a mark
+    assert str(pieces) == "[1, (1*3)]"
+    assert pieces[0] is next(atoms(units))
+    assert str(factor(second, [1, 4])) == "[1, (1*(1+3))]"
+
+
+def test_marked_parts_unify_with_any_axis_of_their_size_and_end():
+    for shape in ([6], [2, 3], [3, 2]):
+        part, other = marked(Axis(6)), product_of([Axis(size) for size in shape])
+        unify(part, other)
+        unify(other, part)
+        assert part.size == other.size == 6
+
+
 def test_sizes_that_do_not_add_up_are_an_error():
     with pytest.raises(AxisError, match="cannot cut"):
         cut(product_of([Axis(3), Axis(4)]), [5, 8])
@@ -214,11 +241,11 @@ class Program(torch.nn.Module):
 
 @st.composite
 def programs(draw):
-    """Views, permutations, slices, picks, and concatenations of pieces, each with the shape it needs."""
+    """Views, permutations, slices, picks, and concatenations of pieces or with itself, each with the shape it needs."""
     shape = draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=3))
     steps, tensor = [], torch.zeros(shape)
     for _ in range(draw(st.integers(1, 5))):
-        kind = draw(st.sampled_from(["view", "permute", "slice", "select", "swap", "stack"]))
+        kind = draw(st.sampled_from(["view", "permute", "slice", "select", "swap", "stack", "double"]))
         dim = draw(st.integers(0, max(tensor.dim() - 1, 0)))
         size = tensor.shape[dim] if tensor.dim() else 1
         if kind == "view":
@@ -239,6 +266,8 @@ def programs(draw):
             step = lambda item, dim=dim, at=at: torch.cat(item.tensor_split([at], dim)[::-1], dim)  # noqa: E731
         elif kind == "stack" and tensor.numel() <= 48:
             step = lambda item, dim=dim: torch.stack([item, item], dim)  # noqa: E731
+        elif kind == "double" and tensor.dim() and tensor.numel() <= 48:
+            step = lambda item, dim=dim: torch.cat([item, item], dim)  # noqa: E731
         else:
             continue
         steps.append(step)
