@@ -32,7 +32,7 @@ from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis
-from lightning_grow.trace.meanings import Cells
+from lightning_grow.trace.meanings import Cells, Lookup
 from lightning_grow.trace.tape import Node, Trace, Value, is_random
 
 
@@ -311,7 +311,9 @@ def _weights(trace: Trace) -> set[Value]:
     """The values that are parameters, or made of parameters, buffers and constants."""
     weights = {value for value in trace.tensors.values() if value.trained}
     for node in trace.nodes:
-        values = node.tensors()
+        looked = node.meaning[0]
+        experts = isinstance(looked, Lookup) and len(looked.table.axes) > 2  # matrices, by their expert
+        values = [looked.table] if experts else node.tensors()
         given = [value for value in values if value.constant is None and (value.trained or value.name is None)]
         if given and weights.issuperset(given):
             weights.update(node.outputs)

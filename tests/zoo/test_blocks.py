@@ -5,7 +5,7 @@ from blocks import BLOCKS
 from families import FAMILIES
 from routed import ROUTED
 
-from lightning_grow import RefusedGrowth, grow
+from lightning_grow import RefusedGrowth, grow, measure_liveness, plan_growth
 
 ALL = BLOCKS | ROUTED | FAMILIES
 
@@ -21,3 +21,13 @@ def test_the_block_grows_exactly_or_is_refused(block, strategy):
         return
     report = grow(source, target, strategy=strategy, **options)
     assert report.max_output_error <= 1e-13  # float64, a few hundred operations
+
+
+@pytest.mark.parametrize("name", ["experts gathered, inner", "experts experts_choose, inner"])
+def test_new_units_of_experts_learn(name):
+    source, target, options = ROUTED[name].make()
+    plan = plan_growth(source, target, **options)
+    grow(source, target, **options)
+    found = measure_liveness(plan, target, options["example_inputs"]).values()
+    assert sum(group.new for group in found)
+    assert not sum(group.idle for group in found)
