@@ -104,7 +104,7 @@ def _find_axis(both: Idle, name: str, old: int, new: int, idle: list[str]) -> tu
 
 
 def _axes_of(both: Idle, old: int, new: int, idle: list[str]) -> Iterator[tuple[str, Axis, Axis]]:
-    for name in set(both.names).difference(idle):
+    for name in [name for name in both.names if name not in idle]:  # in order: every process finds the same axis
         source, target = both.pair(name)
         if target.trained and len(source.axes) == len(target.axes):
             yield from (

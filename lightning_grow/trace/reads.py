@@ -29,7 +29,7 @@ class ContentReads(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         value = self.recorder.value_of(args[0])
         if value.constant is not None:
-            return function(value.constant, *args[1:], **(kwargs or {}))
+            return function(value.constant.clone(), *args[1:], **(kwargs or {}))  # an array shares its memory
         if function.__name__ == "__format__":  # a name with the tensor's number in it asks for it as .item() does
             return function(*args)
         if value.learned:

@@ -111,6 +111,21 @@ def test_the_content_of_constants_may_be_read_in_one_piece():
     assert "split_with_sizes" in [node.name for node in trace(Asks(listed), (torch.ones(2, 3),)).nodes]
 
 
+def test_what_is_written_into_an_array_of_a_constant_stays_out_of_the_module():
+    class Counts(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.register_buffer("seen", torch.zeros(2, dtype=torch.long))
+
+        def forward(self, x):
+            self.seen.numpy()[0] += 1
+            return super().forward(x)
+
+    module = Counts()
+    trace(module, (torch.ones(2, 3),))
+    assert not module.seen.any()
+
+
 def test_every_row_goes_everywhere_whatever_the_weights_are():
     def rows(net, h):
         return h.index_add(0, (h[:, 0] > 0).nonzero()[:, 0], net.other(h[h[:, 0] > 0]))
