@@ -99,8 +99,8 @@ class TransferReport:
         for item in self.tensors:
             table.add_row(
                 item.name,
-                "-" if item.source_shape is None else _shape(item.source_shape),
-                _shape(item.target_shape),
+                "-" if item.source_shape is None else format_shape(item.source_shape),
+                format_shape(item.target_shape),
                 f"{item.copied:,}",
                 f"{item.new:,}",
                 f"{item.zeroed:,}",
@@ -127,5 +127,10 @@ def as_text(table: Any) -> str:
     return console.export_text().rstrip()
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def format_shape(shape: tuple[int, ...]) -> str:
+    """E.g. "3x4".
+
+    >>> format_shape((3, 4)), format_shape(())
+    ('3x4', 'scalar')
+    """
     return "x".join(map(str, shape)) or "scalar"

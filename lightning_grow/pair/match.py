@@ -229,21 +229,20 @@ class Match:
         self._state(self._seen, key, rank + 1)
         difference = ""
 
+        def has_other_numbers(candidate: Node) -> bool:
+            return isinstance(node.meaning[0], Pointwise) and numbers(candidate) != numbers(node)
+
         def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
             position, candidate = item
-            other_numbers = isinstance(node.meaning[0], Pointwise) and numbers(candidate) != numbers(node)
-            return not _same_constants(candidate, node, _begins_alike), other_numbers, abs(position - rank)
+            begins_otherwise = not _same_constants(candidate, node, begins_alike)
+            return begins_otherwise, has_other_numbers(candidate), abs(position - rank)
 
         candidates = self._by_key.get(key, [])
         if rank < len(candidates) and _is_equal(candidates[rank], node) and self._fits(candidates[rank], node):
             return candidates[rank], ""
         ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
         for _, candidate in ordered:
-            if (
-                rank >= len(candidates)
-                and isinstance(node.meaning[0], Pointwise)
-                and numbers(candidate) != numbers(node)
-            ):
+            if rank >= len(candidates) and has_other_numbers(candidate):
                 continue  # the source has as many of these as the target had before: it is one more
             found = find_difference(candidate, node, self.old_length)
             if not found and self._fits(candidate, node):
@@ -320,12 +319,7 @@ def _is_equal(first: Node, second: Node) -> bool:
     return same and _same_constants(first, second)
 
 
-def _same_constants(first: Node, second: Node, same: Callable[..., bool] | None = None) -> bool:
-    pairs = zip(first.tensors(), second.tensors(), strict=True)
-    return all((same or same_constant)(one.constant, two.constant) for one, two in pairs)
-
-
-def _begins_alike(first: Tensor | None, second: Tensor | None) -> bool:
+def begins_alike(first: Tensor | None, second: Tensor | None) -> bool:
     """Whether the source's content is the beginning of the target's."""
     if first is None or second is None or first.dim() != second.dim():
         return first is second
@@ -337,3 +331,8 @@ def same_constant(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None or first.shape != second.shape:
         return first is second
     return bool(torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)))
+
+
+def _same_constants(first: Node, second: Node, same: Callable[..., bool] = same_constant) -> bool:
+    pairs = zip(first.tensors(), second.tensors(), strict=True)
+    return all(same(one.constant, two.constant) for one, two in pairs)

@@ -10,7 +10,7 @@ from lightning_grow.options import Options
 from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.names import strip_compiled
-from lightning_grow.trace.tape import Value
+from lightning_grow.trace.tape import Value, atoms_of
 
 
 def find_mismatches(
@@ -76,7 +76,7 @@ def _unused(target: nn.Module, match: Match, copies: Collection[str]) -> list[st
         f"'{name}' grows but no traced operator uses it, so what its axes mean is unknown. Pass forward= a callable "
         "that uses it, or keep its shape."
         for name, value in values.items()
-        if value not in used and any(match.grows(atom) for axis in value.axes for atom in atoms(axis))
+        if value not in used and any(map(match.grows, atoms_of([value])))
     ]
 
 

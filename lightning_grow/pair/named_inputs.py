@@ -13,6 +13,7 @@ from torch import nn
 from lightning_grow.pair.input_names import find_input_names
 from lightning_grow.pair.match import Match
 from lightning_grow.trace.axes import Axis, atoms, resolve
+from lightning_grow.trace.tape import atoms_of
 
 
 def name_inputs(
@@ -120,14 +121,12 @@ def _refuse(match: Match, reason: str) -> None:
 
 def _unnamed(match: Match) -> list[str]:
     """The axes of inputs, as places, that tensors of the model share (a batch is none) and that grow without names."""
-    tensors = {resolve(atom) for value in match.target.tensors.values() for axis in value.axes for atom in atoms(axis)}
+    tensors = atoms_of(match.target.tensors.values())
     return [
         f"input {number} axis {dim}"
         for number, value in enumerate(match.target.inputs)
         for dim, axis in enumerate(value.axes)
-        if any(
-            match.grows(atom) and resolve(atom) in tensors and resolve(atom) not in match.named for atom in atoms(axis)
-        )
+        if any(match.grows(atom) and atom in tensors and atom not in match.named for atom in atoms(axis))
     ]
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from lightning_grow.pair.match import Match
-from lightning_grow.trace.axes import atoms, resolve
+from lightning_grow.trace.tape import atoms_of
 
 
 def name_copies(copies: Mapping[str, str]) -> list[str]:
@@ -30,8 +30,7 @@ def name_idle(match: Match, copies: Collection[str]) -> list[str]:
         else f"No forward uses the buffer '{name}': it grows as '{other}' beside it, with the target's own values at "
         "new entries."
         for name, other in match.beside.items()
-        if name not in copies
-        and any(match.grows(atom) for axis in match.target.tensors[name].axes for atom in atoms(axis))
+        if name not in copies and any(map(match.grows, atoms_of([match.target.tensors[name]])))
     ]
 
 
@@ -45,12 +44,11 @@ def name_settings(match: Match) -> list[str]:
 
 def name_shared_counts(match: Match) -> list[str]:
     """Say which statistics of inputs (a normaliser's mean and variance) have one count for old and new inputs."""
-    inputs = {resolve(atom) for value in match.target.inputs for axis in value.axes for atom in atoms(axis)}
-    new = {atom for atom in inputs if match.grows(atom)}
+    new = {atom for atom in atoms_of(match.target.inputs) if match.grows(atom)}
     buffers = {name: value for name, value in match.target.tensors.items() if not value.trained}
     growing: dict[str, list[str]] = defaultdict(list)
     for name, value in buffers.items():
-        if any(resolve(atom) in new for axis in value.axes for atom in atoms(axis)):
+        if not new.isdisjoint(atoms_of([value])):
             growing[name.rpartition(".")[0]].append(name)
     return [
         f"'{name}' is one count for all inputs: statistics of the new ones ({', '.join(growing[owner])}) begin at the "

@@ -64,7 +64,7 @@ def find_roles(trace: Trace) -> Roles:
                 roles.origins[output] = roles.of(node.tensors()[0])
             elif isinstance(meaning, Contract):
                 _contracted(roles, meaning)
-            elif isinstance(meaning, Lookup) and len(meaning.table.axes) > 2:  # matrices, by their expert
+            elif isinstance(meaning, Lookup) and meaning.gives_matrices:
                 roles.origins[output] = [*[()] * len(meaning.index.axes), *roles.of(meaning.table)[1:]]
             elif isinstance(meaning, Lookup):
                 roles.write(meaning.table, skip=1)

@@ -90,10 +90,7 @@ def choose(
 
 def _reach(chosen: Chosen) -> int:
     """How far a run came before something stood in its way: what stops the furthest is the true reason."""
-    run = chosen.run
-    if run is None:
-        return 0
-    return next((number for number, step in enumerate(run.steps) if step.failure is not None), len(run.steps))
+    return chosen.run.first_failure if chosen.run is not None else 0
 
 
 def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice], Chosen]:

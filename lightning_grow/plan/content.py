@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_grow.pair.match import same_constant
+from lightning_grow.pair.match import begins_alike
 from lightning_grow.plan.cells import kept
 from lightning_grow.plan.placement import find_placement
 from lightning_grow.plan.run import Run
@@ -13,7 +13,7 @@ from lightning_grow.plan.scale import shifted
 from lightning_grow.plan.step import Decision, NotKept
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Cells
-from lightning_grow.trace.tape import Node, Value
+from lightning_grow.trace.tape import Node, Value, atoms_of
 
 
 def known_content(run: Run, node: Node, value: Value) -> Cells:
@@ -35,7 +35,8 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
     source = run.step.source
     if value.constant is None or source is None:
         return 1.0
-    old = source.tensors()[node.tensors().index(value)].constant
+    before = source.tensors()[node.tensors().index(value)]
+    old = before.constant
     if old is None:
         return 1.0
     growing = [atom for axis in value.axes for atom in atoms(axis) if run.match.grows(atom)]
@@ -44,7 +45,7 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
         content = content.index_select(dim, run.match.old_positions(axis)) if growing else content
     ratio = constant_ratio(old, content)
     if ratio is None or (growing and ratio != 1.0):
-        _place(run, node, value, growing)
+        _place(run, value, before, growing)
         name = f"buffer '{value.name}'" if value.name else "a constant"
         raise NotKept(
             f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
@@ -56,16 +57,14 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
     return ratio
 
 
-def _place(run: Run, node: Node, value: Value, growing: list[Axis]) -> None:
+def _place(run: Run, value: Value, old: Value, growing: list[Axis]) -> None:
     """Begin again with the source's units where their constants are.
 
     Raises:
         Decision: They have such places, and are elsewhere.
     """
-    source = run.step.source
-    if source is None or len(set(growing)) != 1 or not run.match.old_size(growing[0]):
+    if len(set(growing)) != 1 or not run.match.old_size(growing[0]):
         return
-    old = source.tensors()[node.tensors().index(value)]
     placed = find_placement(run, value, old, growing[0])
     if placed is not None and not torch.equal(placed, run.match.units(growing[0]).source):
         raise Decision(placed={growing[0]: placed})
@@ -87,10 +86,7 @@ def _begins_alike(run: Run, node: Node, value: Value) -> bool:
     if run.step.source is None or value.constant is None:
         return True
     old = run.step.source.tensors()[node.tensors().index(value)].constant
-    nameless = any(not run.match.old_size(atom) for axis in value.axes for atom in atoms(axis))
-    if old is None or not nameless or old.dim() != value.constant.dim():
-        return False
-    return same_constant(old, value.constant[tuple(slice(0, size) for size in old.shape)])
+    return not all(map(run.match.old_size, atoms_of([value]))) and begins_alike(old, value.constant)
 
 
 def constant_ratio(old: Tensor, new: Tensor) -> float | None:

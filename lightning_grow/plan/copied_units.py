@@ -13,7 +13,7 @@ from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.pair.match import Match, same_constant
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, atoms
-from lightning_grow.trace.tape import Trace, Value
+from lightning_grow.trace.tape import Trace, Value, atoms_of
 
 Constants = Mapping[Axis, list[tuple[Value, int]]]
 
@@ -48,10 +48,10 @@ def find_copied_units(
     """
     growing = match.growing(axis for value in match.target.tensors.values() for axis in value.axes)
     constants = _find_constants(match.target)
-    never = frozenset(atom for value in match.target.inputs for axis in value.axes for atom in atoms(axis))
+    never = frozenset(atoms_of(match.target.inputs))
     if strategy.function_preserving:
         never |= {atom for atom in growing if not _repeats(match, constants, atom, _in_turn(match, atom))} | states
-    ends = {atom for value in match.target.outputs.values() for axis in value.axes for atom in atoms(axis)}
+    ends = atoms_of(match.target.outputs.values())
     sources: dict[Axis, Tensor] = {}
     for atom in growing if strategy.transfers else ():
         if atom in never or atom in ends:

@@ -9,6 +9,7 @@ import torch
 from lightning_grow.plan.cells import Kind
 from lightning_grow.plan.tensor_plan import CellPlan, TensorPlan
 from lightning_grow.plan.unit_group import UnitGroup
+from lightning_grow.report import format_shape
 
 _SHOWN = 6
 
@@ -22,8 +23,8 @@ def explain(
 ) -> Iterator[str]:
     """The lines of `GrowthPlan.explain`."""
     if item is not None:
-        before = "a new layer" if item.source_shape is None else _shape(item.source_shape)
-        yield f"{name}: {before} -> {_shape(item.target_shape)}"
+        before = "a new layer" if item.source_shape is None else format_shape(item.source_shape)
+        yield f"{name}: {before} -> {format_shape(item.target_shape)}"
         yield from (f"  axis {dim}: {line}" for dim, line in _axes(name, item, groups))
         yield from (f"  {line}" for line in dict.fromkeys(_blocks(item)))
         if item.used_by:
@@ -69,7 +70,3 @@ def _says(cell: CellPlan) -> str:
 def _list(items: tuple[str, ...] | list[str]) -> str:
     shown = list(items) if len(items) <= _SHOWN + 1 else [*items[: _SHOWN - 1], "...", items[-1]]
     return ", ".join(shown)
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a number"

@@ -10,15 +10,15 @@ A tape cannot tell it from a state, so a note says so.
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
-from collections.abc import Callable, Container
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_grow.plan.laws import operator_laws
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import Along, Create, Pointwise, Rearrange, Scatter
-from lightning_grow.trace.tape import Node, Trace, Value
+from lightning_grow.trace.tape import Node, Trace, Value, atoms_of
 
 _DEPTH = 4  # how far back two rounds of a loop are compared
 
@@ -63,25 +63,26 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
     roots: dict[Value, frozenset[Value]] = {}
     read: dict[int, frozenset[Value]] = {}
     started, parts = _find_started(trace)
-    computed, shown, sums = set[Value](), dict[Value, frozenset[Value]](), set[tuple[int, ...]]()
+    computed, sums = set[Value](), set[tuple[int, ...]]()
+    seen = set[Value]()  # the states, and what the tape shows of what becomes of them
     for at, node in enumerate(trace.nodes):
         roots.update(
             {
                 value: frozenset([value])
                 for value in node.tensors()
-                if value not in roots and _is_zero(value) and _has_new(value, grows) and value not in parts
+                if value not in roots and _is_zero(value) and value not in parts and any(map(grows, atoms_of([value])))
             }
         )
+        seen.update(roots.keys() & node.tensors())
         alike[node.op, node.path].pop()
         if isinstance(node.meaning[0], Create):  # takes a shape, not a content
             continue
         states = frozenset(value for value in node.tensors() if value in roots)
-        if not _moves(node) and (states or not shown.keys().isdisjoint(node.tensors())):
+        if not _moves(node) and not seen.isdisjoint(node.tensors()):
             if _chooses(node):
                 continue
-            known = ChainMap(roots, shown)
-            if any(_is_next(node, other, known, makers) for other in reversed(alike[node.op, node.path])):
-                shown.update(dict.fromkeys(node.outputs, frozenset()))
+            if any(_is_next(node, other, seen, makers) for other in reversed(alike[node.op, node.path])):
+                seen.update(node.outputs)
                 continue
         if not states:
             continue
@@ -93,9 +94,9 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             computed.update(node.outputs)
         if _moves(node) or all(value.constant is not None for value in node.outputs):
             roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
+            seen.update(node.outputs)
     first = {root for states in read.values() for value in states for root in roots[value]}
-    units = frozenset(atom for value in first for axis in value.axes for atom in atoms(axis))
-    return InitialStates(read, units, _next_states(trace, first), frozenset(sums), started)
+    return InitialStates(read, frozenset(atoms_of(first)), _next_states(trace, first), frozenset(sums), started)
 
 
 def _next_states(trace: Trace, first: set[Value]) -> frozenset[Value]:
@@ -114,10 +115,6 @@ def _shape(value: Value) -> tuple[int, ...]:
 def _is_zero(value: Value) -> bool:
     """Whether a value is a constant 0."""
     return value.constant is not None and value.dtype.is_floating_point and not value.constant.any()
-
-
-def _has_new(value: Value, grows: Callable[[Axis], bool]) -> bool:
-    return any(grows(atom) for axis in value.axes for atom in atoms(axis))
 
 
 def _find_started(trace: Trace) -> tuple[dict[int, frozenset[Value]], set[Value]]:
@@ -170,7 +167,7 @@ def _chooses(node: Node) -> bool:
     return isinstance(node.meaning[0], Pointwise) and operator_laws(node).chooses()
 
 
-def _is_next(node: Node, other: Node, states: Container[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
+def _is_next(node: Node, other: Node, states: set[Value], makers: dict[Value, tuple[Node, int]]) -> bool:
     """Whether `other` does with a computed state what `node` does with the initial one."""
     ours, theirs = node.tensors(), other.tensors()
     if [ours.index(value) for value in ours] != [theirs.index(value) for value in theirs]:

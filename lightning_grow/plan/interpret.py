@@ -30,7 +30,7 @@ from lightning_grow.trace.meanings import (
     Reduce,
     Scatter,
 )
-from lightning_grow.trace.tape import Node, Value, is_random
+from lightning_grow.trace.tape import Node, Value, atoms_of, is_random
 
 _HANDLERS: dict[type, Callable[[Run, Node, Value, Any], Cells]] = {
     Along: along,
@@ -157,7 +157,7 @@ def _keep_what_is_made(run: Run, node: Node, source: Node) -> None:
     Raises:
         NotKept: An output axis that no input has is longer than the source's.
     """
-    given = {atom for value in node.tensors() for axis in value.axes for atom in atoms(axis)}
+    given = atoms_of(node.tensors())
     for old, new in zip(source.outputs, node.outputs, strict=True):
         made = [(dim, axis) for dim, axis in enumerate(new.axes) if given.isdisjoint(atoms(axis))]
         run.keep_positions(node, [axis for _, axis in made if axis.size != 1])
@@ -213,5 +213,4 @@ def _compare_output(run: Run, number: int, old: Value, new: Value) -> None:
 
 def _ends(run: Run) -> set[Axis]:
     """The atoms that parameters, buffers and inputs name: only these can grow in an output."""
-    values = [*run.match.target.tensors.values(), *run.match.target.inputs]
-    return {atom for value in values for axis in value.axes for atom in atoms(axis)}
+    return atoms_of([*run.match.target.tensors.values(), *run.match.target.inputs])

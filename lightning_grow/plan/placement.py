@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_grow.pair.maps import unit_index
 from lightning_grow.plan.run import Run
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.tape import Value
+from lightning_grow.trace.tape import Value, atoms_of
 
 _SAME = 1e-6  # constants are computed in single precision, by other operations at another size
 
@@ -68,5 +68,4 @@ def _in_order(alike: Tensor) -> Tensor | None:
 
 
 def _ends(run: Run) -> set[Axis]:
-    values = [*run.match.target.inputs, *run.match.target.outputs.values()]
-    return {atom for value in values for axis in value.axes for atom in atoms(axis)}
+    return atoms_of([*run.match.target.inputs, *run.match.target.outputs.values()])

@@ -120,6 +120,11 @@ class Run:
         return [step.failure for step in self.steps if step.failure is not None]
 
     @property
+    def first_failure(self) -> int:
+        """The index of the first step that failed; their number where none did."""
+        return next((number for number, step in enumerate(self.steps) if step.failure is not None), len(self.steps))
+
+    @property
     def admitted(self) -> set[Axis]:
         """Growing atoms under a statistic that zeros or means keep."""
         return {atom for step in self.steps for atom in step.admitted}
@@ -311,9 +316,9 @@ def _weights(trace: Trace) -> set[Value]:
     """The values that are parameters, or made of parameters, buffers and constants."""
     weights = {value for value in trace.tensors.values() if value.trained}
     for node in trace.nodes:
-        looked = node.meaning[0]
-        experts = isinstance(looked, Lookup) and len(looked.table.axes) > 2  # matrices, by their expert
-        values = [looked.table] if experts else node.tensors()
+        meaning = node.meaning[0]
+        by_index = isinstance(meaning, Lookup) and meaning.gives_matrices
+        values = [meaning.table] if by_index else node.tensors()
         given = [value for value in values if value.constant is None and (value.trained or value.name is None)]
         if given and weights.issuperset(given):
             weights.update(node.outputs)

@@ -57,7 +57,7 @@ def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wan
     if meaning.kind == "any":
         return _not_scaled(run, node, live[0], copied)
     power = 2.0 if meaning.kind == "var" else 1.0
-    return kept(live[0].scale * power + _shift(run, node, meaning, members, added))
+    return kept(live[0].scale * power + _shift(run, node, meaning, members, copied))
 
 
 def _not_scaled(run: Run, node: Node, cell: Cell, copied: list[Axis]) -> Cell:
@@ -119,20 +119,20 @@ def _copies(run: Run, node: Node, members: list[Member]) -> float:
         NotKept: Not all have as many.
     """
     old = [at for cell, at in members if cell.kind is not Kind.ZERO and not any(slot.is_new for slot in at)]
-    atoms_of = [[atom for slot in at for atom in slot.copied_atoms()] for at in old]
-    counts = {math.prod(multiplicity(run, node, atom) for atom in found) for found in atoms_of}
+    copied = [[atom for slot in at for atom in slot.copied_atoms()] for at in old]
+    counts = {math.prod(multiplicity(run, node, atom) for atom in found) for found in copied}
     if len(counts) > 1:
-        copied = [atom for found in atoms_of for atom in found]
+        every = [atom for found in copied for atom in found]
         raise NotKept(
-            f"{node.place} runs over {run.describe(copied)} and over units that have other numbers of copies. Grow all "
+            f"{node.place} runs over {run.describe(every)} and over units that have other numbers of copies. Grow all "
             "of them by one factor."
         )
     return counts.pop() if counts else 1.0
 
 
-def _shift(run: Run, node: Node, meaning: Reduce, members: list[Member], added: list[Member]) -> Scale:
+def _shift(run: Run, node: Node, meaning: Reduce, members: list[Member], copied: list[Axis]) -> Scale:
     """By what factor the statistic changes: what is summed grows with the copies, the count with every entry."""
-    copied = [atom for _, at in members for slot in at for atom in slot.copied_atoms()]
+    _, added = _split(members)
     if meaning.kind == "max" or not (added or copied):
         return ONE
     copies = _copies(run, node, members)

@@ -13,11 +13,9 @@ def find_ways(tape: Trace, stuck: Run) -> dict[str, tuple[str, ...]]:
         tape: The target's tape.
         stuck: A run with failures.
     """
-    end = next((step.node for step in stuck.steps if step.failure is not None), None)
-    towards: dict[Node, Node | None] = {}
+    waiting = tape.nodes[stuck.first_failure :][:1] or _last(tape)
+    towards: dict[Node, Node | None] = dict.fromkeys(waiting)
     first: dict[str, Node] = {}
-    waiting = [end] if end is not None else _last(tape)
-    towards.update(dict.fromkeys(waiting))
     for node in waiting:
         for value in node.tensors():
             if value.name is not None:

@@ -59,9 +59,10 @@ class Aliases:
             tensor = view.below
             self.look(tensor)
 
-    def is_stale(self, tensor: Tensor) -> bool:
-        """Whether the memory was written to since the tensor was looked at."""
-        return id(tensor) in self._views and self._looked[id(tensor)] != self._count(tensor)
+    def stale(self, tensor: Tensor) -> View | None:
+        """How a tensor was made, if it is a view of memory that was written to since it was looked at."""
+        view = self.view(tensor)
+        return view if view is not None and self._looked[id(tensor)] != self._count(tensor) else None
 
     def look(self, tensor: Tensor) -> None:
         """State that what a tensor holds is up to date."""

@@ -26,7 +26,7 @@ def give_axes(trace: Trace) -> None:
     """
     trace.nodes = _live(trace)
     for node in trace.nodes:
-        axes, node.meaning = apply_rule(node, node.shapes)
+        axes, node.meaning = apply_rule(node)
         for value, its_axes in zip(node.outputs, axes, strict=True):
             value.axes = its_axes
 

@@ -80,6 +80,11 @@ class Lookup:
     index: Value
     dim: int
 
+    @property
+    def gives_matrices(self) -> bool:
+        """Whether each row is a matrix, as that of an expert, and is used as one."""
+        return len(self.table.axes) > 2
+
 
 @dataclass(frozen=True)
 class Reduce:

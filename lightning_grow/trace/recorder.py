@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -63,11 +63,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             NeedsData: It is on the meta device, so that its content is not there.
         """
         if id(tensor) in self.values:
-            return self._again(tensor) if self.aliases.is_stale(tensor) else self.values[id(tensor)]
+            view = self.aliases.stale(tensor)
+            return self.values[id(tensor)] if view is None else self._again(tensor, view)
         if tensor.is_meta and tensor.numel() and self.device == "meta":  # torch.tensor(x, device=meta), a list as index
             raise NeedsData(self.where)
         constant = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
-        return self.track(tensor, Value([Axis(size) for size in tensor.shape], tensor.dtype, constant=constant))
+        return self.track(tensor, _made(tensor.shape, tensor.dtype, constant, []))
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operator_name(op) in MASKED and has_mask(args[1]):
@@ -101,9 +102,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         contents = self._constant_results(op, args, kwargs or {}, tensors)
         if schema(op).is_mutable and torch.Tag.inplace_view not in op.tags:
             return self._write(node, result, contents, written(op, args, kwargs or {}))
-        for number, tensor in enumerate(self._record(node, result, contents)):
-            if shares_memory(op):
-                self.aliases.enter(tensor, View(_first(args), node, number, args, kwargs or {}))
+        made = self._record(node, result, contents)
+        for number, tensor in enumerate(made) if shares_memory(op) else ():
+            self.aliases.enter(tensor, View(_first(args), node, number, args, kwargs or {}))
         return result
 
     def _columns(self, index: Any) -> Sequence[Any]:
@@ -170,9 +171,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         """Put an operator on the tape; its results are what it computes."""
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor, content in zip(tensors, contents or [None] * len(tensors), strict=True):
-            learned = content is None and any(item.learned for item in node.tensors())
-            axes = [Axis(size) for size in tensor.shape]
-            node.outputs.append(Value(axes, tensor.dtype, constant=content, learned=learned))
+            node.outputs.append(_made(tensor.shape, tensor.dtype, content, node.tensors()))
             self.track(tensor, node.outputs[-1])
         self.trace.nodes.append(node)
         return tensors
@@ -194,8 +193,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         below = self.values[id(view.below)]
         arguments = {"self": below, "src": value, "before": old}
         content = self._written_content(view, below, value)
-        learned = content is None and (below.learned or value.learned)
-        made = Value([Axis(size) for size in below.shape], below.dtype, constant=content, learned=learned)
+        made = _made(below.shape, below.dtype, content, [below, value])
         node = Node(writer.op, arguments, writer.path, writer.whole, [made], through=(view.node or writer, view.number))
         self.trace.nodes.append(node)
         return made, below
@@ -211,25 +209,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             tree_leaves(view.node.op(*shown[0], **shown[1]))[view.number].copy_(value.constant)
         return whole
 
-    def _again(self, tensor: Tensor) -> Value:
+    def _again(self, tensor: Tensor, view: View) -> Value:
         """What a view shows of memory that was written to since."""
-        view = self.aliases.view(tensor)
-        below = self.value_of(view.below) if view is not None else self.values[id(tensor)]
+        below = self.value_of(view.below)
         self.aliases.look(tensor)
-        if view is None or view.node is None:
-            self.track(tensor, below)
-            return below
+        if view.node is None:
+            return self.track(tensor, below)
         first = view.node.tensors()[0]
         arguments = tree_map(lambda leaf: below if leaf is first else leaf, view.node.arguments)
         node = Node(view.node.op, arguments, view.node.path, view.node.whole)
         contents = self._constant_results(node.op, view.args, view.kwargs, [below])
         contents = contents or [None] * len(view.node.outputs)
-        for value, content in zip(view.node.outputs, contents, strict=True):
-            axes = [Axis(size) for size in value.shape]
-            node.outputs.append(Value(axes, value.dtype, constant=content, learned=content is None and below.learned))
+        pairs = zip(view.node.outputs, contents, strict=True)
+        node.outputs = [_made(value.shape, value.dtype, content, [below]) for value, content in pairs]
         self.trace.nodes.append(node)
         self.aliases.enter(tensor, replace(view, node=node))
         return self.track(tensor, node.outputs[view.number])
+
+
+def _made(shape: Sequence[int], dtype: torch.dtype, content: Tensor | None, of: Iterable[Value]) -> Value:
+    """What an operator makes: a constant where its content is known, else learned where something it is made of is."""
+    learned = content is None and any(item.learned for item in of)
+    return Value([Axis(size) for size in shape], dtype, constant=content, learned=learned)
 
 
 def _first(args: Any) -> Tensor:

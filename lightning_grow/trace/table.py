@@ -11,6 +11,7 @@ import torch
 from lightning_grow.private import Operator, schema
 from lightning_grow.trace.axes import Axis, AxisError, unify
 from lightning_grow.trace.meanings import (
+    Along,
     Create,
     Opaque,
     Pointwise,
@@ -24,8 +25,8 @@ Output = tuple[list[Axis], Any]
 class Call:
     """One operator call as a rule sees it: `call["dim"]` is an argument by its schema name."""
 
-    def __init__(self, node: Node, shapes: list[tuple[int, ...]]) -> None:
-        self.node, self.shapes = node, shapes
+    def __init__(self, node: Node) -> None:
+        self.node, self.shapes = node, node.shapes
         self.arguments = node.arguments
 
     def __getitem__(self, name: str) -> Any:
@@ -51,6 +52,15 @@ class Call:
     def rearrange(self, axes: list[Axis], move: Callable[..., Any], *inputs: Value) -> list[Output]:
         """One output that only moves the entries of the inputs."""
         return [(axes, Rearrange(inputs or (self.input,), move))]
+
+    def mix(self, dims: tuple[int, ...], kept: Sequence[int | None], scales: bool = True) -> list[Output]:
+        """Every output mixes the positions of some dimensions, and has others of the input where `kept` says so."""
+        meaning = Along((self.input,), dims, scales, tuple(kept))
+        axes = [
+            [Axis(size) if dim is None else self.input.axes[dim] for dim, size in zip(kept, shape, strict=True)]
+            for shape in self.shapes
+        ]
+        return [(its_axes, meaning) for its_axes in axes]
 
 
 Rule = Callable[[Call], list[Output]]
@@ -105,9 +115,9 @@ def _takes_tensors(op: Operator) -> bool:
     return any("Tensor" in str(argument.type) for argument in schema(op).arguments)
 
 
-def apply_rule(node: Node, shapes: list[tuple[int, ...]]) -> tuple[list[list[Axis]], list[Any]]:
+def apply_rule(node: Node) -> tuple[list[list[Axis]], list[Any]]:
     """Return the axes and the meaning of every output of `node`."""
-    call = Call(node, shapes)
+    call = Call(node)
     try:
         if node.through is not None:
             outputs = write_through(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.private import Operator, schema, tree_leaves
-from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.axes import Axis, atoms
 
 VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
 """Operators that only give the same entries, in the same order, another shape."""
@@ -135,6 +135,11 @@ class Trace:
 def numbers(node: Node) -> list[Any]:
     """The arguments of an operator that are no tensors."""
     return [leaf for leaf in tree_leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
+
+
+def atoms_of(values: Iterable[Value]) -> set[Axis]:
+    """The atoms of all axes of some values."""
+    return {atom for value in values for axis in value.axes for atom in atoms(axis)}
 
 
 def is_random(node: Node) -> bool:

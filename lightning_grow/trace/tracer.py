@@ -211,14 +211,14 @@ def _length(tape: Trace) -> int:
 
 
 def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, tracer: Recorder) -> Trace:
-    device = tracer.device
-    stand_ins = _register(module, tracer, device)
+    stand_ins = _register(module, tracer)
     args, kwargs = call_arguments(example_inputs)
-    args, kwargs = tree_map(lambda leaf: _input(leaf, tracer, device), (args, kwargs))
+    args, kwargs = tree_map(lambda leaf: _input(leaf, tracer), (args, kwargs))
     call = forward if forward is not None else type(module).__call__
     with (
         untouched_attributes(module),
-        untouched_contents(module) if device is None else contextlib.nullcontext(),  # a meta pass writes into stand-ins
+        # a meta pass writes into stand-ins
+        untouched_contents(module) if tracer.device is None else contextlib.nullcontext(),
         evaluating(module),
         torch.random.fork_rng(devices=[]),
         _plain_kernels(),
@@ -232,13 +232,13 @@ def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, trace
     return tracer.trace
 
 
-def _register(module: nn.Module, tracer: Recorder, device: str | None) -> dict[int, Tensor]:
+def _register(module: nn.Module, tracer: Recorder) -> dict[int, Tensor]:
     """Give every parameter and buffer a value; return the meta stand-in of each tensor by its id."""
     stand_ins: dict[int, Tensor] = {}
     saved = {strip_compiled(name) for name in module.state_dict(keep_vars=True)}
     for name, tensor in named_tensors(module).items():
         if id(tensor) not in stand_ins:
-            stand_ins[id(tensor)] = _stand_in(tensor, device)
+            stand_ins[id(tensor)] = _stand_in(tensor, tracer.device)
             learned = name in saved and (tensor.is_floating_point() or tensor.is_complex())
             constant = None if learned or tensor.is_meta else tensor.detach().cpu()
             axes = [Axis(size) for size in tensor.shape]
@@ -254,10 +254,10 @@ def _stand_in(tensor: Tensor, device: str | None) -> Tensor:
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
-def _input(leaf: Any, tracer: Recorder, device: str | None) -> Any:
+def _input(leaf: Any, tracer: Recorder) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
-    tensor = leaf.detach().to("meta") if device == "meta" else leaf.detach().clone()
+    tensor = leaf.detach().to("meta") if tracer.device == "meta" else leaf.detach().clone()
     value = Value([Axis(size) for size in leaf.shape], leaf.dtype, input_index=len(tracer.trace.inputs))
     tracer.trace.inputs.append(tracer.track(tensor, value))
     return tensor

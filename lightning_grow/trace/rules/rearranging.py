@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, sum_of, unify
-from lightning_grow.trace.meanings import Along, Create, Pointwise, Rearrange
+from lightning_grow.trace.meanings import Create, Pointwise, Rearrange
 from lightning_grow.trace.table import RULES, Call, Output, axis_rule, broadcast, create, fresh, pointwise
 from lightning_grow.trace.tape import VIEWS
 
@@ -69,14 +69,12 @@ def view(call: Call) -> list[Output]:
 
 def _mixing_view(call: Call) -> list[Output]:
     """A view across units (a relative shift): the leading and the closing dimensions that stay are as they were."""
-    value, shape = call.input, call.shapes[0]
-    sizes = [axis.size for axis in value.axes]
+    sizes, shape = list(call.input.shape), call.shapes[0]
     lead = next(count for count in range(len(shape) + 1) if sizes[: count + 1] != list(shape[: count + 1]))
     tail = next(count for count in range(len(shape) + 1) if _end(sizes, count + 1) != _end(shape, count + 1))
     tail = min(tail, len(shape) - lead, len(sizes) - lead)
     kept = [*range(lead), *[None] * (len(shape) - lead - tail), *range(len(sizes) - tail, len(sizes))]
-    axes = [Axis(size) if dim is None else value.axes[dim] for dim, size in zip(kept, shape, strict=True)]
-    return [(axes, Along((value,), tuple(range(lead, len(sizes) - tail)), kept=tuple(kept)))]
+    return call.mix(tuple(range(lead, len(sizes) - tail)), kept)
 
 
 def _end(sizes: Sequence[int], count: int) -> list[int]:
@@ -160,9 +158,7 @@ def _strided(call: Call, dim: int, start: int, step: int) -> list[Output]:
             raise AxisError(f"a step of {step} from {start} over {axis}")
         outer, inner = factor(axis, [axis.size // step, step])
     except AxisError:  # across units: some positions, which must stay as they are
-        kept = [*call.input.axes]
-        kept[dim] = Axis(call.shapes[0][dim])
-        return [(kept, Along((call.input,), (dim,)))]
+        return call.mix((dim,), [None if number == dim else number for number in range(len(call.input.axes))])
     pieces = cut(inner, [start, 1, step - start - 1])
 
     def move(count: Callable[[Axis], int], cells: Any) -> Any:

@@ -107,28 +107,25 @@ def along(call: Call) -> list[Output]:
 @axis_rule("kthvalue", "median", "nanmedian", "mode")
 def pick(call: Call) -> list[Output]:
     """Pick one position of one dimension, or of all."""
-    value, dims, keepdim = call.input, call.dims(), call.get("keepdim", False)
-    kept = [None if dim in dims else dim for dim in range(len(value.axes)) if keepdim or dim not in dims]
-    axes = [Axis(1) if dim is None else value.axes[dim] for dim in kept]
-    return [(list(axes), Along((value,), dims, kept=tuple(kept))) for _ in call.shapes]
+    rank, dims, keepdim = len(call.input.axes), call.dims(), call.get("keepdim", False)
+    return call.mix(dims, [None if dim in dims else dim for dim in range(rank) if keepdim or dim not in dims])
 
 
 @axis_rule("unfold")
 def unfold(call: Call) -> list[Output]:
     """Windows along one dimension, their positions in a dimension at the end."""
-    value, dim = call.input, call["dimension"] % len(call.input.axes)
-    kept = [None if number == dim else number for number in range(len(value.axes))] + [None]
-    axes = [Axis(size) if at is None else value.axes[at] for at, size in zip(kept, call.shapes[0], strict=True)]
-    return [(axes, Along((value,), (dim,), kept=tuple(kept)))]
+    rank = len(call.input.axes)
+    dim = call["dimension"] % rank
+    return call.mix((dim,), [*(None if number == dim else number for number in range(rank)), None])
 
 
 @axis_rule("view_as_complex", "view_as_real")
 def complex_parts(call: Call) -> list[Output]:
     """The last dimension holds the real and the imaginary part."""
-    value, rank = call.input, len(call.input.axes)
+    rank = len(call.input.axes)
     if call.node.name == "view_as_real":
-        return [([*value.axes, Axis(2)], Along((value,), (), kept=(*range(rank), None)))]
-    return [(list(value.axes[:-1]), Along((value,), (rank - 1,), kept=tuple(range(rank - 1))))]
+        return call.mix((), [*range(rank), None])
+    return call.mix((rank - 1,), range(rank - 1))
 
 
 @axis_rule("_linalg_solve_ex", "linalg_solve_triangular", "linalg_inv_ex", "linalg_matrix_exp", "linalg_inv")
@@ -137,18 +134,14 @@ def solve(call: Call) -> list[Output]:
     matrix, *rest = call.node.tensors()
     others: list[Output] = [(fresh(shape), Create()) for shape in call.shapes[1:]]
     if not rest:
-        dims = (len(matrix.axes) - 2, len(matrix.axes) - 1)
-        axes = [axis if dim not in dims else Axis(axis.size) for dim, axis in enumerate(matrix.axes)]
-        return [(axes[: len(call.shapes[0])], Along((matrix,), dims, scales=False, kept=_all_but(dims, call))), *others]
+        lead = len(matrix.axes) - 2
+        axes = [*matrix.axes[:lead], *fresh(matrix.shape[lead:])]
+        return [(axes, Along((matrix,), (lead, lead + 1), scales=False)), *others]
     value = rest[0]
     is_vector = len(value.axes) < len(matrix.axes)
     dim = len(value.axes) - (1 if is_vector or not call.get("left", True) else 2)
     axes = [Axis(axis.size) if number == dim else axis for number, axis in enumerate(value.axes)]
     return [(axes, Along((value, matrix), (dim,))), *others]
-
-
-def _all_but(dims: tuple[int, ...], call: Call) -> tuple[int | None, ...]:
-    return tuple(None if dim in dims else dim for dim in range(len(call.shapes[0])))
 
 
 @axis_rule("topk")
