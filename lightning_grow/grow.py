@@ -295,7 +295,7 @@ def _report(
     state = {strip_compiled(name): item for name, item in grown.items()}
     dead, twins = count_dead_and_twins(plan, state)
     return TransferReport(
-        tensors=tuple(report_tensor(item, state[name]) for name, item in plan.tensors.items()),
+        tensors=tuple(report_tensor(item, state[name], plan.explain(name)) for name, item in plan.tensors.items()),
         strategy=plan.strategy.name,
         seed=seed,
         max_output_error=error,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
+
+from lightning_grow.errors import WrongSetting
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 
@@ -26,6 +32,7 @@ class TensorReport:
         new: Entries that no source entry gives.
         zeroed: How many of the new ones are 0.
         factor: The factor on the copied entries; 1.0 for a plain copy.
+        explanation: In words: where its units stand, what each block is, and for the sake of which operator.
     """
 
     name: str
@@ -37,6 +44,7 @@ class TensorReport:
     new: int
     zeroed: int
     factor: float = 1.0
+    explanation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,21 @@ class TransferReport:
         plain["notes"] = list(self.notes)
         return plain
 
+    def explain(self, name: str) -> str:
+        """Say what became of one tensor and why.
+
+        Args:
+            name: The target tensor.
+
+        Raises:
+            WrongSetting: No tensor has that name.
+
+        >>> linear = TensorReport("a.bias", "a.bias", (2,), (3,), ("fan-out 2 -> 3",), 2, 1, 1, explanation=("2 -> 3",))
+        >>> TransferReport((linear,), "preserve", seed=0).explain("a.bias")
+        '2 -> 3'
+        """
+        return "\n".join(named(name, {item.name: item for item in self.tensors}).explanation)
+
     def summary(self) -> str:
         """Return the totals in one sentence."""
         copied, new, zeroed = (sum(getattr(item, key) for item in self.tensors) for key in ("copied", "new", "zeroed"))
@@ -118,6 +141,19 @@ class TransferReport:
     def __str__(self) -> str:
         """Return the table as text."""
         return as_text(self.__rich__())
+
+
+def named(name: str, known: Mapping[str, T]) -> T:
+    """What is known under a name.
+
+    Raises:
+        WrongSetting: Nothing is.
+    """
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "the plan and the report list them all."
+    raise WrongSetting(f"Expected the name of a tensor of the target, but got '{name}': {hint}")
 
 
 def as_text(table: Any) -> str:

@@ -294,7 +294,7 @@ def move_copy(plan: GrowthPlan, name: str, tensor: Tensor, grown: Tensor) -> Ten
     return torch.where(item.new_entries().to(moved.device), grown.to(moved), moved)
 
 
-def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:
+def report_tensor(item: TensorPlan, grown: Tensor, explanation: str = "") -> TensorReport:
     """Count what became of one tensor."""
     copied = new = zeroed = 0
     factor = 1.0
@@ -307,7 +307,16 @@ def report_tensor(item: TensorPlan, grown: Tensor) -> TensorReport:
         new += count
         zeroed += count - int(torch.count_nonzero(_take(grown, item.at(index))))
     return TensorReport(
-        item.name, item.source_name, item.source_shape, item.target_shape, _axes(item), copied, new, zeroed, factor
+        name=item.name,
+        source_name=item.source_name,
+        source_shape=item.source_shape,
+        target_shape=item.target_shape,
+        axes=_axes(item),
+        copied=copied,
+        new=new,
+        zeroed=zeroed,
+        factor=factor,
+        explanation=tuple(explanation.splitlines()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.hparams import compare_hparams, find_fields, find_hparams, in_kind, is_comparable, to_plain
 from lightning_grow.files.rebuild import build_module, configure
 from lightning_grow.files.record import checkpoint_hparams, restore_attributes
-from lightning_grow.grow import Transfer, compared_forward, make_growth_plan, paired_inputs
+from lightning_grow.grow import Transfer, compared_forward, make_growth_plan, paired_inputs, shared_outputs
 from lightning_grow.living.become import Contested, become
 from lightning_grow.living.rollback import all_or_nothing
 from lightning_grow.living.same_function import float_type, same_function
@@ -247,8 +248,9 @@ class GrowthSchedule(ArchTransfer):
             return nullcontext([])
         options = self._find_options(modules[0].trainer)
         examples = find_examples(modules[0], target, options.example_inputs, options.forward)
-        inputs = paired_inputs(transfer.plan, *examples)
-        return same_function(modules, *inputs, compared_forward(transfer.plan, options), report.tolerance)
+        inputs, forward = paired_inputs(transfer.plan, *examples), compared_forward(transfer.plan, options)
+        shared = partial(shared_outputs, plan=transfer.plan)
+        return same_function(modules, *inputs, forward, report.tolerance, shared)
 
     def _become(self, trainer: Trainer, pl_module: LightningModule, stage: int) -> list[Contested]:
         """Change every averaged copy of the module, then itself, and what they say of themselves; see `become`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,12 @@ from lightning_grow.verify.run import outputs
 
 @contextmanager
 def same_function(
-    modules: Sequence[nn.Module], before: Any, after: Any, forward: Forward | None, limit: float
+    modules: Sequence[nn.Module],
+    before: Any,
+    after: Any,
+    forward: Forward | None,
+    limit: float,
+    shared: Callable[[list[Tensor], list[Tensor]], list[Tensor]] = lambda got, expected: got,
 ) -> Iterator[list[str]]:
     """Refuse what the block does to modules if they then compute something else; the modules are not put back.
 
@@ -29,6 +34,7 @@ def same_function(
         after: The same, as they take them afterwards.
         forward: Instead of their own forward.
         limit: The largest relative output error.
+        shared: Takes the outputs afterwards and those before; returns the part of the former that the latter have.
 
     Yields:
         An empty list, for the block to name what may be the cause.
@@ -50,7 +56,7 @@ def same_function(
     for module, old, dtype in zip(modules, expected, types, strict=True):
         limit = first * torch.finfo(dtype).eps  # an average may have another type than what it averages
         try:
-            error = output_error(old, _run(module, after, forward, dtype))
+            error = output_error(old, shared(_run(module, after, forward, dtype), old))
         except Exception as failure:  # any code may run in a forward
             raise RefusedGrowth(
                 _explain(module, suspects, f"its forward fails, {type(failure).__name__}: {failure}")

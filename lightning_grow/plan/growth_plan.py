@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich.table import Table
 from torch import Tensor
 
-from lightning_grow.errors import RefusedGrowth, WrongSetting
+from lightning_grow.errors import RefusedGrowth
 from lightning_grow.plan.explain import explain
 from lightning_grow.plan.tensor_plan import TensorPlan
 from lightning_grow.plan.unit_group import UnitGroup
-from lightning_grow.report import as_text
+from lightning_grow.report import as_text, named
 from lightning_grow.strategies.base import Strategy
 
 
@@ -93,10 +92,8 @@ class GrowthPlan:
           new entries of axis 1: 0, for aten.addmm.default in '2'
           used by aten.t.default in '2'
         """
-        if name not in self.tensors and name not in self.ways and not self.refused:
-            near = difflib.get_close_matches(name, self.tensors, 3)
-            known = f"did you mean {' or '.join(map(repr, near))}?" if near else "see plan.tensors."
-            raise WrongSetting(f"Expected the name of a tensor of the target, but got '{name}': {known}")
+        if name not in self.ways and not self.refused:
+            named(name, self.tensors)
         return "\n".join(explain(name, self.tensors.get(name), self.groups, self.ways.get(name), self.refused))
 
     def __rich__(self) -> Table:

@@ -31,7 +31,7 @@ from lightning_grow.plan.cells import (
 from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.plan.step import Choice, Decision, NotKept, Step
-from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Cells, Lookup
 from lightning_grow.trace.tape import Node, Trace, Value, is_random
 
@@ -279,8 +279,9 @@ class Run:
         )
         slots = [self.layout.slots(axis)[number] for axis, number in zip(value.axes, base, strict=True)]
         beside = self._parameter_cell(value, name, base, slots)
-        if beside.kind is Kind.KEPT:
-            return Cell(Kind.MEAN, beside.scale, atom=atom)
+        if beside.kind is Kind.KEPT:  # a tensor's mean is taken along a whole axis of it
+            whole = any(resolve(axis) is atom for axis in value.axes)
+            return Cell(Kind.MEAN, beside.scale, atom=atom) if whole else Cell(Kind.NEW, origin=f"'{name}'")
         return replace(beside, zeroed_by=None, averaged_by=None, direct=False)
 
 

@@ -791,3 +791,23 @@ def test_a_refused_file_of_a_later_stage_leaves_the_module_as_it_was(tmp_path):
     assert module.net[0].weight is weight
     assert tuple(module.hparams.hidden_dims) == (8,)
     assert all(torch.equal(value, before[name]) for name, value in weights(module).items())
+
+
+class Grouped(Stack):
+    """Gives out what its norm makes of groups of units: the source's stand in the front half of each."""
+
+    def __init__(self, hidden_dims=(8,)):
+        super().__init__(hidden_dims=hidden_dims)
+        self.norm = torch.nn.GroupNorm(2, hidden_dims[0])
+
+    def forward(self, x):
+        return self.net(x), self.norm(self.net[0](x))
+
+    def training_step(self, batch, batch_idx):
+        return sum(output.square().mean() for output in self(batch[0]))
+
+
+def test_outputs_that_grow_between_their_positions_are_compared_at_the_sources(tmp_path):
+    module = make(Grouped)
+    fit(module, tmp_path, GrowthSchedule([{"hidden_dims": [16]}], at=[4], allow_output_growth=True), max_epochs=1)
+    assert module.net[0].out_features == 16

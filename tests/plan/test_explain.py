@@ -5,7 +5,7 @@ import torch
 from models import PAIRS
 from torch import nn
 
-from lightning_grow import plan_growth
+from lightning_grow import grow, plan_growth
 from lightning_grow.errors import WrongSetting
 
 
@@ -69,3 +69,14 @@ def test_every_tensor_of_every_plan_can_be_explained(pair):
         assert said.startswith(f"{name}: ")
         if "copied" not in said and item.source_name is not None:
             assert ("new entries" in said) == bool(item.new_entries().any())
+
+
+def test_a_report_keeps_the_plans_words():
+    source, target = Ways(4), Ways(6)
+    plan, report = plan_growth(source, target, example_inputs=X), grow(source, target, example_inputs=X)
+    for name in plan.tensors:
+        assert report.explain(name) == plan.explain(name)
+    written = {item["name"]: item["explanation"] for item in report.to_dict()["tensors"]}
+    assert written["norm.bias"] == plan.explain("norm.bias").splitlines()
+    with pytest.raises(WrongSetting, match=r"got 'norm.bais': did you mean 'norm.bias'"):
+        report.explain("norm.bais")
