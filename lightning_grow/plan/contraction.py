@@ -104,11 +104,10 @@ def _silence(run: Run, node: Node, bad: list[Term]) -> Exception:
 def _new_sum(run: Run, live: list[Term]) -> Cell:
     """A cell with new units, or of an operator that the source does not have."""
     origin = next((cell.origin for term in live for cell in (term.right, term.left) if cell.origin), None)
-    unknown = [term for term in live if Kind.MEAN not in (term.left.kind, term.right.kind)]
     return Cell(
         Kind.NEW,
         zeroed_by=union(term.zeroed_by() for term in live),
-        averaged_by=union(term.averaged_by() for term in unknown),
+        averaged_by=union(term.averaged_by() for term in live) or None,
         origin=origin or run.new_here().origin,
     )
 

@@ -308,7 +308,23 @@ class DenseBlock(nn.Module):
         return self.out(torch.cat(read, 1).relu())
 
 
+class Positional(nn.Module):
+    """A depthwise filter beside its input, before a norm over the channels that is written by hand."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.into, self.filter = nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.gain, self.out = nn.Parameter(torch.ones(1, width, 1, 1)), nn.Conv2d(width, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        x = x + self.filter(x)
+        spread = (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return self.out((x - x.mean(1, keepdim=True)) / spread * self.gain)
+
+
 FAMILIES = {
+    "depthwise positions": Block(Positional, (4,), (8,), image),
     "dense lists, depth": Block(DenseBlock, (4, 2), (4, 4), image),
     "dense lists, depth and width": Block(DenseBlock, (4, 2), (6, 3), image),
     "C2f, bottlenecks": Block(Bottlenecks, (4, 1), (4, 3), image),
