@@ -29,28 +29,19 @@ class _Factor:
 
 @dataclass(frozen=True)
 class Term:
-    """One product, over one choice of slots of the summed axes.
-
-    Args:
-        left: The cell of one factor.
-        right: That of the other.
-        slots: The slots of the summed axes.
-        weights: Those of the cells that parameters alone make.
-        both_new: Whether both factors run over the same new units of the output (a depthwise filter and its channel).
-    """
+    """One product, over one choice of slots of the summed axes; `weights` are its cells that parameters alone make."""
 
     left: Cell
     right: Cell
     slots: list[Slot]
     weights: tuple[Cell, ...]
-    both_new: bool = False
 
     @property
     def is_kept(self) -> bool:
         """Whether it is the source's own product, or a mean of such products."""
         known = (Kind.KEPT, Kind.MEAN, Kind.IDENTITY)
         kinds = (self.left.kind, self.right.kind)
-        is_known = all(kind in known for kind in kinds) and kinds != (Kind.MEAN, Kind.MEAN)  # no mean of products
+        is_known = all(kind in known for kind in kinds) and kinds != (Kind.MEAN, Kind.MEAN)  # that is no mean
         return is_known and not any(slot.is_new for slot in self.slots)
 
     @property
@@ -77,8 +68,6 @@ class Term:
         """The parameter cells whose mean over units makes this product one; none where it is one."""
         if self.is_kept:
             return frozenset()
-        if self.both_new:  # a product of means is no mean of products
-            return None
         for cell in self.weights:
             if cell.kind is Kind.NEW and cell.averaged_by:
                 return cell.averaged_by
@@ -99,7 +88,6 @@ def each_term(run: Run, node: Node, meaning: Contract) -> Iterator[tuple[list[Te
                 right.at(place | inner),
                 [slots[label][n] for label, n in inner.items()],
                 tuple(factor.at(place | inner) for factor in made),
-                any(slots[label][place[label]].is_new for label in out if label in left.slots and label in right.slots),
             )
             for inner in _places(summed)
         ]
