@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_grow.pair.arguments import find_difference
+from lightning_grow.pair.entries import key, moved, only_moves
 from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.trace.axes import Axis, atoms, resolve
@@ -56,7 +57,10 @@ class Match:
         self.refused: list[Refusal] = []
         self._seen: dict[Any, int] = {}
         self._log: list[tuple[dict[Any, Any], Any, Any]] = []
-        self._shown: dict[Value, Value] = {}
+        self._same: dict[Value, Value] = {}
+        self._numbered: dict[Value, Tensor] = {}
+        self._by_entries: dict[Any, Value] = {}
+        self._count = 0
         self._first, self._twin = _first_alike(source), _first_alike(target)
         self._concatenations = [node for node in source.nodes if node.name == "cat"]
         self._by_key: dict[Any, list[Node]] = defaultdict(list)
@@ -95,16 +99,38 @@ class Match:
         """State that a value of the target is another one of it, and so the source's too, if that one is."""
         if value in self.values:
             self.pair_values(self.values[value], output)
-        elif value in self._shown:
-            self._state(self._shown, output, self._shown[value])
+        elif value is not None:
+            self._state(self._same, output, self._same.get(value, value))
 
-    def show(self, value: Value, output: Value) -> None:
-        """State that an output is a value in another shape; in its own shape again it is that value."""
-        shown = self._shown.get(value, value)
-        if shown.shape == output.shape:
-            self.pass_on(shown, output)
-        elif shown in self.values:
-            self._state(self._shown, output, shown)
+    def show(self, output: Value) -> None:
+        """State what a new operator's output is, where it holds all entries of one of the source's in their places."""
+        numbers = self.entries(output)
+        if numbers is not None:
+            self.pass_on(self._by_entries.get(key(numbers)), output)
+
+    def entries(self, value: Value) -> Tensor | None:
+        """A number for each entry, the same wherever it is moved to; None where some are not the source's."""
+        value = self._same.get(value, value)
+        if value in self._numbered:
+            return self._numbered[value]
+        numbers = self._find_numbers(value)
+        if numbers is not None:
+            self._state(self._numbered, value, numbers)
+            if value in self.values:
+                self._state(self._by_entries, key(numbers), value)
+        return numbers
+
+    def _find_numbers(self, value: Value) -> Tensor | None:
+        node = self.target.makers.get(value)
+        if node is not None and only_moves(node):
+            given = [item for item in map(self.entries, node.tensors()) if item is not None]
+            if len(given) == len(node.tensors()):
+                return moved(node, given)[node.outputs.index(value)]
+        if value not in self.values:
+            return None
+        count = math.prod(value.shape)
+        self._count += count
+        return torch.arange(self._count - count, self._count).view(value.shape)
 
     def pair(self, source: Axis, target: Axis, place: str) -> list[Refusal]:
         """State that a source axis became a target axis.

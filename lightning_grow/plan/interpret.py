@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning_grow.pair.entries import only_moves
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Roles
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
@@ -108,6 +109,9 @@ def _interpret(run: Run, node: Node, step: Step) -> None:
         if isinstance(node.meaning[0], Along) and step.source is not None:
             run.keep_positions(node, [node.meaning[0].inputs[0].axes[dim] for dim in node.meaning[0].dims])
         return
+    if step.source is None and only_moves(node):
+        for output in node.outputs:
+            run.match.show(output)
     for output, meaning in zip(node.outputs, node.meaning, strict=True):
         handler = create if is_random(node) and not run.draws_alike else _HANDLERS[type(meaning)]
         cells = handler(run, node, output, meaning)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lightning_grow.pair.entries import only_moves
 from lightning_grow.plan.cells import Cell, Kind, filled, kept, members
 from lightning_grow.plan.laws import Laws
 from lightning_grow.plan.mixing import keep_index, mixed
@@ -14,25 +15,23 @@ from lightning_grow.plan.run import Run
 from lightning_grow.plan.step import NotKept
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.meanings import Along, Cells, Create, Lookup, Opaque, Rearrange, Scatter
-from lightning_grow.trace.tape import VIEWS, Node, Value, is_empty, is_random
+from lightning_grow.trace.tape import Node, Value, is_empty, is_random
 
 
 def rearrange(run: Run, node: Node, output: Value, meaning: Rearrange) -> Cells:
     """Entries move and are not changed."""
-    if run.step.source is None and node.name in ("expand", "cat"):
+    if run.step.source is None and node.name in ("expand", "cat") and output not in run.match.values:
         _show_more(run, node, output, meaning)
-    if run.step.source is None and node.name in VIEWS:
-        run.match.show(meaning.inputs[0], output)
     return meaning.move(run.layout.count, *[run.of(value) for value in meaning.inputs])
 
 
 def _show_more(run: Run, node: Node, output: Value, meaning: Rearrange) -> None:
     """Where the source has one copy or one part, and so no expansion or concatenation, it is the value before it."""
-    known = [value for value in meaning.inputs if value in run.match.values]
+    known = [value for value in meaning.inputs if run.match.entries(value) is not None]
     if len(known) != 1 or any(value.constant is not None for value in meaning.inputs):
         return
-    value, source = known[0], run.match.values[known[0]]
-    if len(value.axes) != len(output.axes):
+    value, source = known[0], run.match.values.get(known[0])
+    if source is None or len(value.axes) != len(output.axes):
         return
     for dim, (old, new) in enumerate(zip(source.axes, output.axes, strict=True)):
         run.match.pair(old, new, f"the output of {node.place} axis {dim}")
@@ -91,7 +90,8 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
         lead = [1] * (len(shape) - len(kept_dims))
         at = meaning.dims[0] if meaning.dims == tuple(range(meaning.dims[0], meaning.dims[-1] + 1)) else 0
         cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
-    cells = _new_without_source(run, np.broadcast_to(cells, shape))
+    cells = np.broadcast_to(cells, shape)
+    cells = cells if only_moves(node) else _new_without_source(run, cells)
     return filled(shape, lambda index: _moved(node, cells[index], bool(by)))
 
 

@@ -323,7 +323,29 @@ class Positional(nn.Module):
         return self.out((x - x.mean(1, keepdim=True)) / spread * self.gain)
 
 
+class Windows(nn.Module):
+    """Two streams that are joined, cut into windows, told apart and put back in every layer."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.into, self.out = nn.Conv2d(3, width, 1), nn.Linear(width, 4)
+        self.parts = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x).flatten(2).mT
+        first, rest = x[:, :4], x[:, 4:]
+        for part in self.parts:
+            windows = rest.roll(7, 1).unflatten(1, (2, 5, 2, 3)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            joined = torch.cat([first.unsqueeze(2), windows], 2)
+            joined = joined + part(joined)
+            first, windows = joined[:, :, 0], joined[:, :, 1:]
+            rest = windows.unflatten(1, (2, 2)).unflatten(3, (5, 3)).transpose(2, 3).flatten(1, 4).roll(-7, 1)
+        return self.out(torch.cat([first, rest], 1))
+
+
 FAMILIES = {
+    "windows of two streams, depth": Block(Windows, (8, 1), (8, 3), image),
+    "windows of two streams, depth and width": Block(Windows, (8, 1), (16, 3), image),
     "depthwise positions": Block(Positional, (4,), (8,), image),
     "dense lists, depth": Block(DenseBlock, (4, 2), (4, 4), image),
     "dense lists, depth and width": Block(DenseBlock, (4, 2), (6, 3), image),
