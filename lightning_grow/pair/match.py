@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_grow.pair.arguments import find_difference
 from lightning_grow.pair.entries import key, moved, only_moves
 from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
+from lightning_grow.pair.operators import Operators, computed_again
 from lightning_grow.trace.axes import Axis, atoms, resolve
-from lightning_grow.trace.meanings import Contract, Pointwise
-from lightning_grow.trace.tape import VIEWS, Node, Trace, Value, is_empty, is_random, numbers
+from lightning_grow.trace.tape import Node, Trace, Value
 
 Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
 
@@ -38,6 +36,7 @@ class Match:
         placed: The same, where constants tell the units apart; of the run under way.
         values: Target value -> source value.
         refused: What cannot be matched.
+        operators: The source's operators.
     """
 
     def __init__(
@@ -61,12 +60,8 @@ class Match:
         self._numbered: dict[Value, Tensor] = {}
         self._by_entries: dict[Any, Value] = {}
         self._count = 0
-        self._first, self._twin = _first_alike(source), _first_alike(target)
-        self._concatenations = [node for node in source.nodes if node.name == "cat"]
-        self._by_key: dict[Any, list[Node]] = defaultdict(list)
-        for node in source.nodes:
-            if not any(value in self._first for value in node.outputs):
-                self._by_key[_key(node, self.first)].append(node)
+        self.operators = Operators(source)
+        self._twins = computed_again(target)
 
     # ---- stating
     def _state(self, table: dict[Any, Any], key: Any, value: Any) -> None:
@@ -89,7 +84,7 @@ class Match:
 
     def first(self, source: Value) -> Value:
         """The value of the source that stands for all that are computed in the same way of the same."""
-        return self._first.get(source, source)
+        return self.operators.first(source)
 
     def pair_values(self, source: Value, target: Value) -> None:
         """State that a value of the target is one of the source."""
@@ -231,70 +226,16 @@ class Match:
         return source[source >= 0].sort().values
 
     # ---- values
-    def knows(self, node: Node) -> bool:
-        """Whether every tensor that an operator takes is one of the source's, or a constant."""
-        return all(value.constant is not None or value in self.values for value in node.tensors())
+    def maker_of_twin(self, node: Node) -> Node | None:
+        """The source's operator for an earlier operator of the target's that does the same with the same values."""
+        twin = self._twins.get(node.outputs[0]) if node.outputs else None
+        return self.source.makers.get(self.values[twin]) if twin in self.values else None
 
-    def find(self, node: Node) -> tuple[Node | None, str]:
-        """Find the source's operator for one of the target's: on the same values, with the same arguments.
-
-        Matching by data and not by position in the program lets the target have layers that the source does not have.
-
-        Returns:
-            The source's operator, or None; and why it is none, where only its arguments say so.
-        """
-        if not self.knows(node):
-            return self._find_shorter(node), ""
-        twin = self._twin.get(node.outputs[0]) if node.outputs else None
-        if twin in self.values:
-            earlier = self.source.makers.get(self.values[twin])
-            if earlier is not None and earlier.op == node.op:
-                return earlier, ""
-        key = _key(node, self.values.get)
-        rank = self._seen.get(key, 0)
-        self._state(self._seen, key, rank + 1)
-        difference = ""
-
-        def has_other_numbers(candidate: Node) -> bool:
-            return isinstance(node.meaning[0], Pointwise) and numbers(candidate) != numbers(node)
-
-        def unlikeness(item: tuple[int, Node]) -> tuple[bool, bool, int]:
-            position, candidate = item
-            begins_otherwise = not _same_constants(candidate, node, begins_alike)
-            return begins_otherwise, has_other_numbers(candidate), abs(position - rank)
-
-        candidates = self._by_key.get(key, [])
-        if rank < len(candidates) and _is_equal(candidates[rank], node) and self._fits(candidates[rank], node):
-            return candidates[rank], ""
-        ordered = sorted(enumerate(candidates), key=unlikeness) if len(candidates) > 1 else enumerate(candidates)
-        for _, candidate in ordered:
-            if rank >= len(candidates) and has_other_numbers(candidate):
-                continue  # the source has as many of these as the target had before: it is one more
-            found = find_difference(candidate, node, self.old_length)
-            if not found and self._fits(candidate, node):
-                return candidate, ""
-            difference = difference or found
-        return self._find_shorter(node), difference
-
-    def _find_shorter(self, node: Node) -> Node | None:
-        """The source's concatenation of most of the parts of a longer one, in their order."""
-        if node.name != "cat" or any(value.constant is not None for value in node.tensors()):
-            return None
-        parts = [self.values.get(value) for value in node.tensors()]
-        alike = [item for item in self._concatenations if numbers(item) == numbers(node)]
-        within = [item for item in alike if _is_within(list(map(self.first, item.tensors())), parts)]
-        return max(within, key=lambda item: len(item.tensors()), default=None)
-
-    def _fits(self, candidate: Node, node: Node) -> bool:
-        """Whether the candidate's outputs have the rank of the node's and are larger only along inputs with names."""
-
-        def fit(old: Axis, new: Axis) -> bool:
-            return old.size <= new.size or any(atom in self.named for atom in atoms(new))
-
-        return all(
-            len(old.axes) == len(new.axes) and all(map(fit, old.axes, new.axes)) and _is_of_kind(old, new)
-            for old, new in zip(candidate.outputs, node.outputs, strict=True)
-        )
+    def count(self, wanted: Any) -> int:
+        """How many operators like this there were before; this one is counted."""
+        rank = self._seen.get(wanted, 0)
+        self._state(self._seen, wanted, rank + 1)
+        return rank
 
     def alternatives(self, node: Node) -> list[Node]:
         """What the source does with the same values, for messages."""
@@ -304,61 +245,3 @@ class Match:
     def maker(self, value: Value) -> Node | None:
         """The source's operator that computes what a value of the target is."""
         return self.source.makers.get(self.values[value]) if value in self.values else None
-
-
-def _is_within(parts: list[Value], longer: list[Value | None]) -> bool:
-    """Whether a list is a longer one with some left out."""
-    rest = iter(longer)
-    return len(parts) < len(longer) and all(any(part is item for item in rest) for part in parts)
-
-
-def _first_alike(tape: Trace) -> dict[Value, Value]:
-    """Values that are computed again -> the first one computed in the same way of the same values."""
-    first: dict[Value, Value] = {}
-    known: dict[Any, Node] = {}
-    for node in tape.nodes:
-        if is_random(node) or is_empty(node.op) or not node.tensors():
-            continue
-        key = node.op, node.through, repr(numbers(node)), *(id(first.get(value, value)) for value in node.tensors())
-        earlier = known.setdefault(key, node)
-        if earlier is not node:
-            first.update(zip(node.outputs, earlier.outputs, strict=True))
-    return first
-
-
-def _is_of_kind(old: Value, new: Value) -> bool:
-    """Whether both are of one type, the width of floats aside."""
-    return old.dtype == new.dtype or (old.dtype.is_floating_point and new.dtype.is_floating_point)
-
-
-def _key(node: Node, match: Callable[[Value], Value | None]) -> Any:
-    name = "view" if node.name in VIEWS else node.name
-    tensors = ("constant" if value.constant is not None else id(match(value)) for value in node.tensors())
-    return (name, len(node.outputs), *tensors)
-
-
-def _is_equal(first: Node, second: Node) -> bool:
-    """Whether two calls on the same values have the same numbers and contents."""
-    if isinstance(first.meaning[0], Contract) or first.whole is not None or second.whole is not None:
-        return False  # there is more to compare
-    same = (first.op, first.path, numbers(first)) == (second.op, second.path, numbers(second))
-    return same and _same_constants(first, second)
-
-
-def begins_alike(first: Tensor | None, second: Tensor | None) -> bool:
-    """Whether the source's content is the beginning of the target's."""
-    if first is None or second is None or first.dim() != second.dim():
-        return first is second
-    return same_constant(first, second[tuple(slice(0, size) for size in first.shape)])
-
-
-def same_constant(first: Tensor | None, second: Tensor | None) -> bool:
-    """Whether two contents are equal, NaN included."""
-    if first is None or second is None or first.shape != second.shape:
-        return first is second
-    return bool(torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)))
-
-
-def _same_constants(first: Node, second: Node, same: Callable[..., bool] = same_constant) -> bool:
-    pairs = zip(first.tensors(), second.tensors(), strict=True)
-    return all(same(one.constant, two.constant) for one, two in pairs)

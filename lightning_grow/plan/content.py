@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_grow.pair.match import begins_alike
+from lightning_grow.pair.find import begins_alike
 from lightning_grow.plan.cells import kept
 from lightning_grow.plan.placement import find_placement
 from lightning_grow.plan.run import Run
@@ -49,12 +49,18 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
         name = f"buffer '{value.name}'" if value.name else "a constant"
         raise NotKept(
             f"{name} used by {node.place} has other values at the source's positions once {run.describe(growing)} "
-            "grows, and the source's values do not all reappear in order. Take a multiple of the source's size (twice "
-            "as many rotary frequencies or slopes hold the old ones), or grow another size (the number of heads "
-            "instead of the head size).",
+            f"grows, and the source's values do not all reappear in order. {_sizes_that_may(run, growing)}",
             growing,
         )
     return ratio
+
+
+def _sizes_that_may(run: Run, growing: list[Axis]) -> str:
+    """What to try where a constant's values are missing: twice as many rotary frequencies hold the old ones."""
+    others = "another size (the number of heads or layers, the feed-forward width)"
+    if any(atom.size % run.match.old_size(atom) for atom in growing):
+        return f"Take a multiple of the source's size (twice as many frequencies may hold the old ones), or {others}."
+    return f"Keep this size and grow {others}."
 
 
 def _place(run: Run, value: Value, old: Value, growing: list[Axis]) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_grow.pair.find import same_constant
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
-from lightning_grow.pair.match import Match, same_constant
+from lightning_grow.pair.match import Match
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.tape import Trace, Value, atoms_of

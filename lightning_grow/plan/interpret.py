@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_grow.pair.entries import only_moves
+from lightning_grow.pair.find import find
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.roles import Roles
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
@@ -97,7 +98,7 @@ def _is_constant(run: Run, node: Node) -> bool:
 
 def _interpret(run: Run, node: Node, step: Step) -> None:
     """Find the source's operator for this one, pair their axes, and work out the cells of the outputs."""
-    step.source, step.difference = run.match.find(node)
+    step.source, step.difference = find(run.match, node)
     if step.source is not None:
         _pair_outputs(run, node, step.source)
     elif step.difference:

@@ -47,7 +47,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("old", "new"), REFUSED.values(), ids=REFUSED)
 def test_where_they_do_not_reappear_in_order_the_growth_is_refused(old, new):
-    with pytest.raises(RefusedGrowth, match="do not all reappear in order"):
+    advice = "Take a multiple of the source's size" if len(new) % len(old) else "Keep this size and grow another size"
+    with pytest.raises(RefusedGrowth, match=f"do not all reappear in order. {advice}"):
         grow(Scaled(old), Scaled(new), example_inputs=(torch.randn(5, 3),))
 
 

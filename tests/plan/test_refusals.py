@@ -154,7 +154,7 @@ CASES = {
     ),
     "rotary head size": (
         Pair(Rotary, (8, 2, 2, 4), (8, 2, 2, 6), sequence),
-        r"has other values at the source's positions .*number of heads instead of the head size",
+        r"has other values at the source's positions .*Take a multiple of the source's size",
     ),
     "slopes by heads": (Pair(Sloped, (2, 4), (3, 4), sequence), r"a constant used by aten.add.*has other values"),
     "tied in the target only": (Pair(Untied, (8, False), (12, True)), r"one tensor in the target and two in the"),

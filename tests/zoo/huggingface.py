@@ -250,7 +250,7 @@ MODELS = {
     ),
 }
 
-ROTARY = r"has other values at the source's positions .*number of heads instead of the head size"
+ROTARY = r"has other values at the source's positions .*Take a multiple of the source's size"
 MULTIPLE = r"(takes a var over|cannot be read in shares).*(?i:use a multiple of)"
 GROWTHS = [
     ("GPT-2", "width x2", Growth({"n_embd": 32})),
