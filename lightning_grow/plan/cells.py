@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -73,7 +74,7 @@ class Slot:
 
     coordinates: tuple[tuple[Axis, str], ...]
 
-    @property
+    @cached_property
     def is_new(self) -> bool:
         """Whether the source has no such positions."""
         return any(part == "new" for _, part in self.coordinates)

@@ -27,11 +27,25 @@ class AxisError(Exception):
 class Axis:
     """One axis: an atom while `kind` is None, else a "sum" or a "product" of `parts`."""
 
-    __slots__ = ("bound", "kind", "marks", "parts", "size")
+    __slots__ = ("_flat", "_flat_at", "bound", "kind", "marks", "parts", "size")
+    last_binding: object = None  # of all axes: as long as there is no other, what was flat is flat
 
     def __init__(self, size: int, kind: str | None = None, parts: tuple[Axis, ...] = (), marks: bool = False) -> None:
         self.size, self.kind, self.parts, self.marks = size, kind, parts, marks
         self.bound: Axis | None = None
+        self._flat: Axis = self
+        self._flat_at: object = self
+
+    def bind(self, axis: Axis) -> None:
+        """State what an atom is."""
+        self.bound = axis
+        Axis.last_binding = object()
+
+    def flat(self) -> Axis:
+        """A sum or a product without parts of its own kind; worked out again after a binding."""
+        if self._flat_at is not Axis.last_binding:
+            self._flat, self._flat_at = _flatten(self), Axis.last_binding
+        return self._flat
 
     def __repr__(self) -> str:
         axis = resolve(self)
@@ -58,8 +72,10 @@ def resolve(axis: Axis) -> Axis:
     """
     while axis.bound is not None:
         axis = axis.bound
-    if axis.kind is None:
-        return axis
+    return axis if axis.kind is None else axis.flat()
+
+
+def _flatten(axis: Axis) -> Axis:
     unit = 0 if axis.kind == "sum" else 1
     parts: list[Axis] = []
     for part in map(resolve, axis.parts):
@@ -111,7 +127,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
     if axis.kind is None:
         fresh = [Axis(size) for size in sizes]
-        axis.bound = Axis(axis.size, "sum", tuple(fresh))
+        axis.bind(Axis(axis.size, "sum", tuple(fresh)))
         return fresh
     if axis.kind == "product" and axis.parts[0].marks:
         pieces = _cut(product_of(axis.parts[1:]), sizes)
@@ -159,13 +175,14 @@ def factor(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 def _factor(axis: Axis, sizes: list[int]) -> list[Axis]:
     if axis.kind is None:
         fresh = [Axis(size) for size in sizes]
-        axis.bound = Axis(axis.size, "product", tuple(fresh))
+        axis.bind(Axis(axis.size, "product", tuple(fresh)))
         return fresh
     if axis.kind == "sum":
         inner = math.prod(sizes[1:])
-        if any(part.size % inner for part in axis.parts):
-            raise AxisError(f"cannot factor {axis} as {sizes}: a part is no multiple of {inner}")
-        rows = [factor(part, [part.size // inner, *sizes[1:]]) for part in axis.parts]
+        parts: Sequence[Axis] = axis.parts
+        if any(part.size % inner for part in parts):  # groups across a concatenation: each one stands alone
+            parts = cut(axis, [inner] * sizes[0])
+        rows = [factor(part, [part.size // inner, *sizes[1:]]) for part in parts]
         for row in rows[1:]:
             for first, other in zip(rows[0][1:], row[1:], strict=True):
                 unify(first, other)
@@ -201,9 +218,9 @@ def unify(first: Axis, second: Axis) -> None:
     if first.size != second.size:
         raise AxisError(f"{first} and {second} differ in size")
     if first.kind is None and not (first.marks and second.kind is None):
-        first.bound = second
+        first.bind(second)
     elif second.kind is None:
-        second.bound = first
+        second.bind(first)
     elif "sum" in (first.kind, second.kind):
         whole, other = (first, second) if first.kind == "sum" else (second, first)
         for part, piece in zip(whole.parts, cut(other, [part.size for part in whole.parts]), strict=True):

@@ -200,6 +200,24 @@ def test_factors_of_a_sum_share_their_inner_units():
     assert {id(list(atoms(part))[1]) for part in resolve(halves).parts} == {id(resolve(inner))}
 
 
+def test_an_axis_is_flat_again_after_a_part_of_it_is_cut():
+    axis = sum_of([part := Axis(6), Axis(2)])
+    assert str(axis) == "(6+2)"
+    cut(part, [2, 4])
+    assert str(axis) == "(2+4+2)"
+
+
+def test_groups_across_the_parts_of_a_sum_cut_both_parts():
+    first, second = Axis(16), Axis(8)
+    groups, inner = factor(joined := sum_of([first, second]), [4, 6])
+    assert (groups.size, inner.size) == (4, 6)
+    assert without_singles(units(product_of([groups, inner]))) == without_singles(units(joined))
+    within = list(atoms(inner))
+    assert [atom.size for atom in within] == [4, 2]
+    assert list(atoms(first)) == [*within, *within, within[0]]
+    assert list(atoms(second)) == [within[1], *within]
+
+
 @given(trees(largest=64, depth=4), trees(largest=64, depth=4), trees(largest=64, depth=4))
 def test_a_third_axis_joins_both(first, second, third):
     """Unifying is an equivalence: what was joined stays joined when more is learned."""

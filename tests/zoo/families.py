@@ -343,7 +343,30 @@ class Windows(nn.Module):
         return self.out(torch.cat([first, rest], 1))
 
 
+class Joined(nn.Module):
+    """The upward half of a diffusion U-Net: groups of a norm that reach across what is joined."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.into, self.side, self.out = (
+            nn.Conv2d(3, 2 * width, 1),
+            nn.Conv2d(3, width, 1),
+            nn.Conv2d(3 * width, 4, 1),
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(4, size) for size in (2 * width, width, 3 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, side = F.silu(self.norms[0](self.into(x))), self.side(x)
+        side = side + F.silu(self.norms[1](side))
+        return self.out(F.silu(self.norms[2](torch.cat([hidden, side], 1))))
+
+
 FAMILIES = {
+    "groups across a concatenation": Block(Joined, (8,), (16,), image),
+    "groups across a concatenation, x3": Block(Joined, (8,), (24,), image),
+    "groups across a concatenation, x1.5": Block(
+        Joined, (8,), (12,), image, refused="takes a var over .* Use a multiple of 2"
+    ),
     "windows of two streams, depth": Block(Windows, (8, 1), (8, 3), image),
     "windows of two streams, depth and width": Block(Windows, (8, 1), (16, 3), image),
     "depthwise positions": Block(Positional, (4,), (8,), image),
