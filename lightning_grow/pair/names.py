@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -117,3 +117,21 @@ def _growth(source: Layer, target: Layer) -> int | None:
             return None
         total += sum(new - old for old, new in zip(shape, wide, strict=True))
     return total
+
+
+def new_modules(tensors: Collection[str], known: Collection[str]) -> list[str]:
+    """The outermost modules all of whose tensors are new.
+
+    >>> new_modules(["a.0.weight", "a.1.up.weight", "a.1.down.bias", "b"], {"a.0.weight"})
+    ['a.1', 'b']
+    """
+    old = {name[:end] for name in known for end, letter in enumerate(name + ".") if letter == "."}
+    found = dict.fromkeys(_outermost(name, old) for name in tensors if name not in known)
+    return list(found)
+
+
+def _outermost(name: str, old: Collection[str]) -> str:
+    """The shortest beginning of a tensor's name that no old tensor has: its module, or its own name."""
+    parts = name.split(".")
+    beginnings = (".".join(parts[:end]) for end in range(1, max(2, len(parts))))
+    return next((item for item in beginnings if item not in old), name)

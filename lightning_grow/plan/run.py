@@ -14,6 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_grow.pair.match import Match
+from lightning_grow.pair.names import new_modules
 from lightning_grow.pair.roles import Dimension, Roles
 from lightning_grow.plan.cells import (
     CONSTANT_ZERO,
@@ -34,6 +35,8 @@ from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Cells, Lookup
 from lightning_grow.trace.tape import Node, Trace, Value, is_random
+
+_SHOWN = 4  # of the new layers, in a refusal
 
 
 class Run:
@@ -142,20 +145,20 @@ class Run:
     # ---- refusals
     def parting(self, origin: str) -> NotKept:
         """Say that the two models part: the target computes `origin`, which the source does not."""
-        names = self.match.names
-        layers = dict.fromkeys(name.rpartition(".")[0] for name in self.match.target.tensors if name not in names)
+        layers = new_modules(self.match.target.tensors, self.match.names)
         if not layers:
             origin = next((step.difference for step in self.steps if step.difference), origin)
             reason = (
                 f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
             )
             return NotKept(reason, parts=True)
-        listed = ", ".join(f"'{name}'" for name in layers)
+        listed = ", ".join(f"'{name}'" for name in layers[:_SHOWN])
+        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
         reason = (
-            f"new layers {listed} change the function: the target computes {origin}. A new layer keeps the function as "
-            "a residual branch, or as an identity between two ReLUs (an activation that changes nothing when applied "
-            "again). Use activation relu, widen instead of deepening, or choose a strategy that is not "
-            "function-preserving."
+            f"new layers {listed}{more} change the function: the target computes {origin}. A new layer keeps the "
+            "function as a residual branch that ends in weights (behind a ReLU, 0 never learns; a norm after the sum "
+            "changes it), or as an identity between two ReLUs (an activation that changes nothing when applied again). "
+            "Widen instead of deepening, or choose a strategy that is not function-preserving."
         )
         return NotKept(reason, parts=True)
 
