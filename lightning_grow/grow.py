@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import empty_state, report_tensor, write_state
+from lightning_grow.apply.meta_target import initial_state, is_meta, with_memory
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
 from lightning_grow.options import GrowthOptions, Options, check_options
@@ -20,12 +19,10 @@ from lightning_grow.pair.copies import substitute, substitutions
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
-from lightning_grow.private import RESETS
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, without
-from lightning_grow.trace.tracer import named_tensors
 from lightning_grow.verify.compare import compare, worst
 from lightning_grow.verify.liveness import count_dead_and_twins
 from lightning_grow.verify.rounding import Moved
@@ -145,10 +142,10 @@ def grow_in_place(source: nn.Module, target: nn.Module, options: Options) -> Tra
     """As `grow`, with options that are checked."""
     request = _Request(source, target, options)
     keeps_values = type(options.strategy).fill is Strategy.fill and not options.starts_outputs
-    if keeps_values and not options.verify and not _is_meta(target):
+    if keeps_values and not options.verify and not is_meta(target):
         return _write_in_place(request)
     done = _build(request)
-    target.load_state_dict(done.state_dict, assign=_is_meta(target))
+    target.load_state_dict(done.state_dict, assign=is_meta(target))
     set_attributes(target, done.plan.attributes)
     return done.report
 
@@ -157,8 +154,8 @@ def _build(request: _Request) -> Transfer:
     plan = request.plan()
     refuse(plan)
     source, target, seed = request.source, request.target, request.options.seed
-    initial = _initial_state(target, seed)
-    grown = initial if _is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
+    initial = initial_state(target, plan, seed)
+    grown = initial if is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
     write_state(plan, source.state_dict(), initial, grown, seed)
     notes = _start_new_outputs(request, plan, grown)
     if not request.options.verify:
@@ -177,7 +174,7 @@ def _start_new_outputs(request: _Request, plan: GrowthPlan, grown: dict[str, Ten
     inputs, forward = request.inputs[1], compared_forward(plan, request.options)
 
     def run() -> list[Tensor]:
-        return outputs(_on_real_device(request.target, grown), inputs, forward, grown)
+        return outputs(with_memory(request.target, grown), inputs, forward, grown)
 
     state = {strip_compiled(name): tensor for name, tensor in grown.items()}
     return start_new_outputs(plan, state, run, request.options)
@@ -203,32 +200,6 @@ def compared_forward(plan: GrowthPlan, options: Options) -> Forward | None:
     return without(options.forward, plan.left_out)
 
 
-def _initial_state(target: nn.Module, seed: int) -> dict[str, Tensor]:
-    """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
-    return dict((_materialised(target, seed) if _is_meta(target) else target).state_dict())
-
-
-def _is_meta(module: nn.Module) -> bool:
-    return any(item.is_meta for item in module.state_dict().values() if isinstance(item, Tensor))
-
-
-def _materialised(target: nn.Module, seed: int) -> nn.Module:
-    real = copy.deepcopy(target).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, part in real.named_modules():
-            own = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-            reset = next((getattr(part, name) for name in RESETS if hasattr(part, name)), None)
-            if own and reset is None:
-                raise RefusedGrowth(
-                    f"module '{name}' ({type(part).__name__}) is on the meta device and has no reset_parameters to "
-                    "initialise its new entries; build the target on a real device."
-                )
-            if reset is not None:
-                reset()
-    return real
-
-
 def _measure(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> tuple[float, float]:
     """The output error and the limit for it."""
     with with_attributes(request.target, plan.attributes):
@@ -250,7 +221,7 @@ def _compare(
     old = substitute(source.state_dict(keep_vars=True), old_names) if stand_in else None  # tied names: one tensor
     new = substitute(grown, stand_in)
     expected = outputs(source, source_inputs, forward, old)
-    got = shared_outputs(outputs(_on_real_device(target, new), target_inputs, forward, new), expected, plan)
+    got = shared_outputs(outputs(with_memory(target, new), target_inputs, forward, new), expected, plan)
     state = {strip_compiled(name): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
     return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)
@@ -270,14 +241,6 @@ def _take(item: Tensor, places: Sequence[Tensor]) -> Tensor:
     for dim, positions in enumerate(places):
         item = item.index_select(dim, positions.to(item.device))
     return item
-
-
-def _on_real_device(target: nn.Module, grown: dict[str, Tensor]) -> nn.Module:
-    if not any(item.is_meta for item in named_tensors(target).values()):
-        return target
-    real = copy.deepcopy(target).to_empty(device=next(iter(grown.values())).device)
-    real.load_state_dict(grown)
-    return real
 
 
 def _promises(plan: GrowthPlan) -> bool:

@@ -180,8 +180,15 @@ def test_a_meta_module_without_reset_parameters_is_refused():
     source = nn.Sequential(nn.Linear(6, 8), Gain(8), nn.Linear(8, 3)).double()
     with torch.device("meta"):
         target = nn.Sequential(nn.Linear(6, 12), Gain(12), nn.Linear(12, 3)).double()
-    with pytest.raises(RefusedGrowth, match=r"module '1' \(Gain\) .* has no reset_parameters"):
+    with pytest.raises(RefusedGrowth, match=r"'1.gain' has new entries, and '1' \(Gain\) .*has no reset_parameters"):
         grow(source, target, example_inputs=features())
+
+
+def test_a_meta_module_without_reset_parameters_grows_where_it_needs_no_initial_values():
+    source = nn.Sequential(Gain(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    with torch.device("meta"):
+        target = nn.Sequential(Gain(6), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    assert grow(source, target, example_inputs=features()).max_output_error <= EXACT
 
 
 class Keywords(nn.Module):

@@ -22,7 +22,7 @@ from lightning_grow.trace.live import give_axes
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
 from lightning_grow.trace.reads import ContentReads
-from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
+from lightning_grow.trace.recorder import Branches, Recorder
 from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
@@ -121,7 +121,8 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     if unknown := _unknown_buffers(module, tape):
         raise RefusedGrowth(
             f"the buffers {', '.join(map(repr, unknown[:3]))} are on the meta device and no part of the state dict: "
-            f"only the constructor of {type(module).__name__} knows what they hold. Build the module on a real device."
+            f"only the constructor of {type(module).__name__} knows what they hold. Build the module on a real device, "
+            "or only its buffers there and its parameters on meta (as accelerate's init_empty_weights does)."
         )
     if not tape.outputs:
         raise RefusedGrowth(
@@ -148,15 +149,8 @@ def _trace(module: nn.Module, example_inputs: Any, forward: Forward | None) -> T
         return _run(module, example_inputs, forward, "meta")
     except Branches as error:
         raise RefusedGrowth(_branching(module, error)) from None
-    except NeedsData as error:
-        reason = f"the forward of '{error}' reads the content of a tensor (.item(), an if on a tensor)"
-    except Exception as error:  # any code may run in a forward; the pass on real tensors below gives the true error
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if any(tensor.is_meta for tensor in named_tensors(module).values()):
-        raise RefusedGrowth(
-            f"cannot trace {type(module).__name__} on the meta device: {reason}. Build the module on a real device, "
-            "or pass forward= a callable that can be traced."
-        )
+    except Exception:  # any code may run in a forward, and may read contents: on real tensors it works or says why
+        pass
     try:
         return _run(module, example_inputs, forward, None)
     except Branches as error:
@@ -249,7 +243,12 @@ def _register(module: nn.Module, tracer: Recorder) -> dict[int, Tensor]:
 
 
 def _stand_in(tensor: Tensor, device: str | None) -> Tensor:
-    copy = tensor.detach().to("meta") if device == "meta" else tensor.detach().clone()
+    """On meta; else a copy, and of what is on meta itself a zero in every place, which takes no memory."""
+    if device is None and tensor.is_meta:
+        shape = tensor.shape if tensor.dim() == 1 else ()  # of a bias torch asks whether it is contiguous
+        copy = torch.zeros(shape, dtype=tensor.dtype).expand(tensor.shape)
+    else:
+        copy = tensor.detach().to("meta") if device == "meta" else tensor.detach().clone()
     copy = copy.detach() if copy is tensor else copy
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 

@@ -1,5 +1,6 @@
 """Blocks as real projects write them, one mechanism each."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -399,6 +400,16 @@ class Block:
                     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
                     tensor.add_(0.3 * (noise.abs() if "var" in name else noise))
         return source, target, {"example_inputs": self.inputs(), "allow_output_growth": self.outputs}
+
+
+def weightless(module: nn.Module) -> nn.Module:
+    """A copy with parameters on the meta device and real buffers, as accelerate's init_empty_weights makes it."""
+    module, made = copy.deepcopy(module), {}
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False, remove_duplicate=False)):
+            empty = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            setattr(part, name, made.setdefault(id(parameter), empty))
+    return module
 
 
 BLOCKS = {

@@ -1,7 +1,7 @@
 """Blocks of real projects: exact, or refused for the right reason."""
 
 import pytest
-from blocks import BLOCKS
+from blocks import BLOCKS, weightless
 from families import FAMILIES
 from routed import ROUTED
 
@@ -31,3 +31,10 @@ def test_new_units_of_experts_learn(name):
     found = measure_liveness(plan, target, options["example_inputs"]).values()
     assert sum(group.new for group in found)
     assert not sum(group.idle for group in found)
+
+
+@pytest.mark.parametrize("block", ALL.values(), ids=ALL)
+def test_a_target_without_weights_gets_the_same_verdict(block):
+    source, target, options = block.make()
+    plan = plan_growth(source, weightless(target), **options)
+    assert bool(plan.refused) == bool(block.refused), plan.refused

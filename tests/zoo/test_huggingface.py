@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from blocks import weightless
 from huggingface import GROWTHS, make
 
-from lightning_grow import RefusedGrowth, grow
+from lightning_grow import RefusedGrowth, grow, plan_growth
 
 
 @pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
@@ -19,3 +20,18 @@ def test_the_model_grows_exactly_or_is_refused(name, what, growth, strategy):
     report = grow(source, target, strategy=strategy, **options)
     # Many of these compute norms or rotations in float32 inside a float64 model; that is their floor.
     assert report.max_output_error <= report.tolerance < 100 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(("name", "what", "growth"), GROWTHS, ids=[f"{name}, {what}" for name, what, _ in GROWTHS])
+def test_a_target_without_weights_gets_the_same_verdict(name, what, growth):
+    source, target, options = make(name, growth)
+    plan = plan_growth(source, weightless(target), **options)
+    assert bool(plan.refused) == bool(growth.refused), plan.refused
+
+
+def test_a_target_without_weights_keeps_its_buffers():
+    name, _, growth = next(item for item in GROWTHS if item[:2] == ("Llama", "inner width"))
+    source, target, options = make(name, growth)
+    empty = weightless(target)
+    assert grow(source, empty, **options).max_output_error <= 1e-6  # its rotations are computed in float32
+    assert all(not tensor.is_meta for tensor in empty.state_dict().values())

@@ -1,0 +1,65 @@
+"""A target on the meta device: memory, and initial values where the plan asks for some."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.plan.cells import Kind
+from lightning_grow.plan.growth_plan import GrowthPlan
+from lightning_grow.private import RESETS
+from lightning_grow.trace.names import strip_compiled
+from lightning_grow.trace.tracer import named_tensors
+
+
+def initial_state(target: nn.Module, plan: GrowthPlan, seed: int) -> dict[str, Tensor]:
+    """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
+    return dict((_initialised(target, plan, seed) if is_meta(target) else target).state_dict())
+
+
+def is_meta(module: nn.Module) -> bool:
+    """Whether something that a file holds is on the meta device."""
+    return any(item.is_meta for item in module.state_dict().values() if isinstance(item, Tensor))
+
+
+def _initialised(target: nn.Module, plan: GrowthPlan, seed: int) -> nn.Module:
+    """A real copy of a meta target, with initial values wherever the plan asks for some."""
+    real = _on_real_device(target, torch.device("cpu"))
+    wanted = {name for name, item in plan.tensors.items() if any(cell.kind is Kind.NEW for _, cell in item.blocks())}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in real.named_modules():
+            own = {strip_compiled(f"{name}.{key}".strip(".")) for key in part.state_dict() if "." not in key}
+            reset = next((getattr(part, name) for name in RESETS if hasattr(part, name)), None)
+            if reset is not None:
+                reset()
+            elif unknown := sorted(own & wanted):
+                raise RefusedGrowth(
+                    f"'{unknown[0]}' has new entries, and '{name}' ({type(part).__name__}) is on the meta device and "
+                    "has no reset_parameters that says what they start at; build the target on a real device."
+                )
+    return real
+
+
+def with_memory(target: nn.Module, grown: Mapping[str, Tensor]) -> nn.Module:
+    """The target, or where it is on the meta device a real one with the grown values."""
+    if not any(item.is_meta for item in named_tensors(target).values()):
+        return target
+    real = _on_real_device(target, next(iter(grown.values())).device)
+    real.load_state_dict(grown)
+    return real
+
+
+def _on_real_device(target: nn.Module, device: torch.device) -> nn.Module:
+    """A copy with memory for what is on meta; what is not keeps its values."""
+    real = copy.deepcopy(target).to_empty(device=device)
+    made = named_tensors(real)
+    with torch.no_grad():
+        for name, tensor in named_tensors(target).items():
+            if not tensor.is_meta:
+                made[name].copy_(tensor)
+    return real
