@@ -47,6 +47,10 @@ class WrongSetting(GrowError, ValueError):
     """A setting has a value that nothing can be made of, or does not fit another."""
 
 
+class NotFinite(GrowError, ArithmeticError):
+    """A number of a run is NaN or infinite: the run ends before it is learnt from, or saved."""
+
+
 class UnknownStrategy(GrowError, LookupError):
     """No strategy is registered under that name."""
 

@@ -15,7 +15,7 @@ class ModelConfig:
 
     _target_: str = MISSING
     state_dim: int | None = None
-    action_dim: int | None = None
+    action_dim: Any = None
     continuous: bool | None = None
     hidden_dims: list[int] = MISSING
     activation: str = MISSING

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.rl.distributions import Categorical, Gaussian
+from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -27,7 +27,7 @@ class ActorCritic(nn.Module):
 
     Args:
         state_dim: Length of an observation.
-        action_dim: Number of discrete actions, or length of a continuous one.
+        action_dim: Number of discrete actions (a list where several are chosen at once), or length of a continuous one.
         continuous: Gaussian actions with a state-independent `log_std` instead of a choice.
         hidden_dims: Width of each hidden layer, of actor and critic alike; may be empty.
         activation: One of `ACTIVATIONS`.
@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         state_dim: int,
-        action_dim: int,
+        action_dim: int | Sequence[int],
         continuous: bool = False,
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "tanh",
@@ -53,20 +53,22 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [state_dim, *hidden_dims]
-        if min(*sizes, action_dim) < 1:
+        parts = [action_dim] if isinstance(action_dim, int) else list(action_dim)
+        if min(*sizes, *parts, len(parts)) < 1:
             raise ValueError(
                 f"every size must be at least 1; came {state_dim=}, hidden_dims={list(hidden_dims)}, {action_dim=}."
             )
-        self.action_dim, self.continuous, self.shared_trunk = action_dim, continuous, shared_trunk
+        self.parts = None if isinstance(action_dim, int) else parts
+        self.action_dim, self.continuous, self.shared_trunk = sum(parts), continuous, shared_trunk
         if shared_trunk:
             self.trunk = make_trunk(sizes, activation)
-            self.actor_head = make_linear(sizes[-1], action_dim, gain=0.01)
+            self.actor_head = make_linear(sizes[-1], self.action_dim, gain=0.01)
             self.critic_head = make_linear(sizes[-1], 1, gain=1.0)
         else:
-            self.actor = make_trunk(sizes, activation).append(make_linear(sizes[-1], action_dim, gain=0.01))
+            self.actor = make_trunk(sizes, activation).append(make_linear(sizes[-1], self.action_dim, gain=0.01))
             self.critic = make_trunk(sizes, activation).append(make_linear(sizes[-1], 1, gain=1.0))
         if continuous:
-            self.log_std = nn.Parameter(torch.zeros(action_dim))
+            self.log_std = nn.Parameter(torch.zeros(self.action_dim))
 
     def policy(self, observations: Tensor) -> Tensor:
         """Return the logits or the mean of the actions: `(..., state_dim)` to `(..., action_dim)`."""
@@ -79,17 +81,28 @@ class ActorCritic(nn.Module):
         return output
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
-        """Return (logits, value), or (mean, value, log_std) where actions are continuous."""
+        """Return (logits, value), the logits of each part and the value, or (mean, value, log_std)."""
         if self.shared_trunk:
             features = self.trunk(observations)
-            outputs = (self.actor_head(features), self.critic_head(features))
+            output, value = self.actor_head(features), self.critic_head(features)
         else:
-            outputs = (self.actor(observations), self.critic(observations))
-        return (*outputs, self.log_std) if self.continuous else outputs
+            output, value = self.actor(observations), self.critic(observations)
+        if self.parts is not None:  # apart, so that a part that grows keeps the others where they are
+            return *output.split(self.parts, -1), value
+        return (output, value, self.log_std) if self.continuous else (output, value)
 
-    def distribution(self, output: Tensor) -> Categorical | Gaussian:
+    def distribution(self, output: Tensor) -> Categorical | MultiCategorical | Gaussian:
         """Return the action distribution that `policy`'s output stands for."""
+        if self.parts is not None:
+            return MultiCategorical(output, self.parts)
         return Gaussian(output, self.log_std) if self.continuous else Categorical(output)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of one action."""
+        if self.parts is not None:
+            return (len(self.parts),)
+        return (self.action_dim,) if self.continuous else ()
 
     def noise(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw what the distribution's `sample` needs, `(*leading, action_dim)`, on the generator's device."""

@@ -1,6 +1,7 @@
-"""The two action distributions, as plain formulas: a rollout has no time for `torch.distributions` objects."""
+"""The action distributions, as plain formulas: a rollout has no time for `torch.distributions` objects."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,47 @@ class Categorical:
         """Return -sum p log p in nats, shape `(...)`."""
         log_probs = self.logits.log_softmax(-1)
         return -(log_probs.exp() * log_probs).sum(-1)
+
+
+@dataclass(frozen=True)
+class MultiCategorical:
+    """Choose one action in each of several parts, independently.
+
+    Args:
+        logits: Those of all parts, one after the other, `(..., sum(sizes))`.
+        sizes: The number of actions of each part.
+    """
+
+    logits: Tensor
+    sizes: Sequence[int]
+
+    @property
+    def parts(self) -> list[Categorical]:
+        """The distribution of each part."""
+        return [Categorical(logits) for logits in torch.split(self.logits, list(self.sizes), -1)]
+
+    @staticmethod
+    def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw Gumbel noise, as for one choice."""
+        return Categorical.noise(shape, generator)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Sample each part: `(..., len(sizes))`."""
+        return MultiCategorical(self.logits + noise, self.sizes).mode
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action of each part."""
+        return torch.stack([part.mode for part in self.parts], -1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return log p of all parts together, shape `(...)` of `actions` `(..., len(sizes))`."""
+        pairs = zip(self.parts, actions.unbind(-1), strict=True)
+        return torch.stack([part.log_prob(action) for part, action in pairs]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """Return the joint entropy in nats, shape `(...)`."""
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
 
 @dataclass(frozen=True)

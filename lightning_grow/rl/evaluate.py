@@ -29,9 +29,9 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     envs.reset(seed)
     returns: dict[int, float] = {}
     while len(returns) < episodes:
-        outputs = agent(torch.from_numpy(envs.observations).to(agent.device))[0]
-        distribution = agent.agent.distribution(outputs)
-        noise = agent.agent.noise((episodes,), generator).to(agent.device)
+        observations = torch.from_numpy(envs.observations).to(next(agent.parameters()))
+        distribution = agent.agent.distribution(agent.agent.policy(agent.normalizer(observations)))
+        noise = agent.agent.noise((episodes,), generator).to(observations)
         actions = distribution.mode if greedy else distribution.sample(noise)
         _, terminated, truncated, ends = envs.step(actions.cpu().numpy())
         ended = np.flatnonzero(terminated | truncated).tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,14 +22,16 @@ from lightning_grow.options import GrowthOptions, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.annealing import annealed, count_iterations
+from lightning_grow.rl.finite import check_state, check_step
 from lightning_grow.rl.load import KEY, read_agent
 from lightning_grow.rl.losses import explained_variance
 from lightning_grow.rl.market import MARKET_ID, describe_sizes
 from lightning_grow.rl.metrics import EpisodeStatistics
 from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
+from lightning_grow.rl.settings import check_settings, check_trainer
 from lightning_grow.rl.spaces import make_env, observation_names
-from lightning_grow.rl.update import Batch, check_batches, prepare, update
+from lightning_grow.rl.update import Batch, prepare, update
 from lightning_grow.rl.vector_env import VectorEnv, make_fitting
 from lightning_grow.strategies import Strategy
 
@@ -48,7 +50,7 @@ class PPO(GrowableMixin, LightningModule):
 
     Args:
         state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`).
-        action_dim: Number of discrete actions, or length of a continuous one.
+        action_dim: Number of discrete actions (a list where several are chosen at once), or length of a continuous one.
         continuous: Gaussian actions, clipped to the environment's bounds, instead of a choice.
         env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`; CartPole-v1 when None.
         hidden_dims: Width of each hidden layer, of actor and critic alike.
@@ -76,7 +78,10 @@ class PPO(GrowableMixin, LightningModule):
 
     Raises:
         ValueError: If there is no such activation.
-        WrongSetting: If sizes are below 1, or a minibatch would be too small.
+        WrongSetting: If a setting is out of its range, or a minibatch would be too small.
+
+    A reward, an observation, a loss or a gradient that is not finite ends the run with `NotFinite` before it is learnt
+    from, and what is not finite is never saved.
 
     Logged once an iteration: `episode_return` and `episode_length` (means of the last 100 episodes, NaN before the
     first has ended), `timesteps`, `episodes`, `policy_loss`, `value_loss`, `entropy`, `approx_kl`, `clipfrac`,
@@ -94,7 +99,7 @@ class PPO(GrowableMixin, LightningModule):
     def __init__(
         self,
         state_dim: int,
-        action_dim: int,
+        action_dim: int | Sequence[int],
         continuous: bool = False,
         env: Mapping[str, Any] | None = None,
         hidden_dims: Sequence[int] = (64, 64),
@@ -121,8 +126,9 @@ class PPO(GrowableMixin, LightningModule):
     ) -> None:
         super().__init__()
         env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
-        check_batches(num_envs, num_steps, num_minibatches, update_epochs, norm_adv)
+        action_dim = action_dim if isinstance(action_dim, int) else list(action_dim)
         self.save_hyperparameters()
+        check_settings(self.hparams)
         self.automatic_optimization = False
         self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
         self.normalizer = ObservationNormalizer(state_dim) if normalize_observations else nn.Identity()
@@ -135,7 +141,7 @@ class PPO(GrowableMixin, LightningModule):
         self.run_state: dict[str, Any] | None = None
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
-        """Return (logits, value), or (mean, value, log_std) where actions are continuous.
+        """Return (logits, value), the logits of each part and the value, or (mean, value, log_std).
 
         Args:
             observations: As the environment gives them, `(batch, state_dim)`.
@@ -214,6 +220,11 @@ class PPO(GrowableMixin, LightningModule):
 
     # Lightning: the run around an iteration.
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None: this is what Lightning asks of a module first, and so where the Trainer's settings are checked."""
+        check_trainer(self.trainer)
+        return []
+
     def setup(self, stage: str) -> None:
         """Make the environments of a fit, and check that they are the ones this network was built for.
 
@@ -249,6 +260,7 @@ class PPO(GrowableMixin, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, random streams and environments, in types that load with `weights_only=True`."""
         super().on_save_checkpoint(checkpoint)
+        check_state(self)
         checkpoint[KEY] = {
             "statistics": self.statistics.state(),
             "run": self._current_run_state(),
@@ -308,7 +320,8 @@ class PPO(GrowableMixin, LightningModule):
         optimizer = self._optimizer
         optimizer.zero_grad()
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
+        norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
+        check_step(loss, norm, self.trainer.global_step)
         optimizer.step()
 
     def _num_iterations(self) -> int:

@@ -17,7 +17,8 @@ class Rollout:
         observations: s_t as the environment gave it, and what it shows after the last step,
             `(num_steps + 1, num_envs, state_dim)`.
         outputs: The policy's output on s_t, `(num_steps, num_envs, action_dim)`.
-        actions: `(num_steps, num_envs)` int64, or `(num_steps, num_envs, action_dim)` where continuous (not clipped).
+        actions: `(num_steps, num_envs)` int64, with a last dimension for parts; or `(num_steps, num_envs, action_dim)`
+            where continuous (not clipped).
         rewards: `(num_steps, num_envs)`.
         terminated: Whether the step reached a terminal state, bool `(num_steps, num_envs)`.
         truncated: Whether the episode was cut off after the step, bool `(num_steps, num_envs)`.
@@ -58,9 +59,9 @@ def collect(
     device = next(agent.parameters()).device
     shape = (num_steps, num_envs)
     noise = agent.noise(shape, generator).to(device)
-    observations = torch.empty(num_steps + 1, num_envs, state_dim)
+    observations = torch.empty(num_steps + 1, num_envs, state_dim)  # of the default type: float64 under 64-true
     outputs = torch.empty(*shape, agent.action_dim, device=device)
-    actions = torch.empty(*shape, agent.action_dim) if agent.continuous else torch.empty(shape, dtype=torch.int64)
+    actions = torch.empty(*shape, *agent.action_shape, dtype=None if agent.continuous else torch.int64)
     rewards = torch.empty(shape)
     terminated, truncated = torch.empty(2, *shape, dtype=torch.bool)
     ends: list[EpisodeEnd] = []
@@ -84,7 +85,7 @@ def collect(
         rewards.to(device),
         terminated.to(device),
         truncated.to(device),
-        final_observations.to(device),
+        final_observations.to(observations),
         [end.episode_return for end in ends],
         [end.length for end in ends],
     )

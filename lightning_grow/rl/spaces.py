@@ -34,28 +34,46 @@ def make_env(env: Mapping[str, Any]) -> Environment:
             "its documentation names."
         ) from error
     space = made.observation_space
+    if not space.is_np_flattenable:
+        made.close()
+        raise WrongSetting(
+            f"PPO needs observations of a fixed length; {env['id']} has {space}. Wrap the environment so that it shows "
+            "a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict or Tuple of these."
+        )
     is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     return made if is_vector else gymnasium.wrappers.FlattenObservation(made)
 
 
 def time_limit(env: Mapping[str, Any]) -> int | None:
-    """Return the number of steps after which an episode is truncated: `max_episode_steps` in `env`, or the id's own."""
-    limit: int | None = env.get("max_episode_steps", gymnasium.spec(env["id"]).max_episode_steps)
+    """Return after how many steps an episode of an environment that was made is truncated: `env`'s own, or the id's."""
+    name = env["id"].rpartition(":")[2]  # "module:Id-v0": making one has imported the module, which registers it
+    limit: int | None = env.get("max_episode_steps", gymnasium.spec(name).max_episode_steps)
     return limit
 
 
-def space_sizes(env: Environment) -> tuple[int, int, bool]:
+Sizes = tuple[int, int | list[int], bool]
+"""(state_dim, action_dim, continuous), the arguments of a PPO that an environment decides."""
+
+
+def space_sizes(env: Environment) -> Sizes:
     """Return (state_dim, action_dim, continuous) of an environment that `make_env` made.
 
     Raises:
-        WrongSetting: If actions are neither `Discrete` nor a `Box`.
+        WrongSetting: If actions are neither choices nor a `Box`.
     """
     state_dim, action_space = spaces.flatdim(env.observation_space), env.action_space
     if isinstance(action_space, spaces.Discrete):
         return state_dim, int(action_space.n), False
     if isinstance(action_space, spaces.Box):
         return state_dim, spaces.flatdim(action_space), True
-    raise WrongSetting(f"PPO needs Discrete or Box actions; {env.spec.id if env.spec else env} has {action_space}.")
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return state_dim, action_space.nvec.flatten().tolist(), False
+    if isinstance(action_space, spaces.MultiBinary):
+        return state_dim, [2] * spaces.flatdim(action_space), False
+    raise WrongSetting(
+        f"PPO needs Discrete, MultiDiscrete, MultiBinary or Box actions; {env.spec.id if env.spec else env} has "
+        f"{action_space}. Wrap the environment so that it takes one of these."
+    )
 
 
 def observation_names(env: Environment) -> list[str] | None:
@@ -93,8 +111,10 @@ def space_names(space: spaces.Space[Any]) -> list[str]:
     return [f"[{','.join(map(str, place))}]" for place in places] or [""]
 
 
-def env_spaces(env: Mapping[str, Any]) -> tuple[int, int, bool]:
+def env_spaces(env: Mapping[str, Any]) -> Sizes:
     """Make the environment once, read (state_dim, action_dim, continuous), and close it.
+
+    `action_dim` is a list where several actions are chosen at once: the number of each part.
 
     >>> env_spaces({"id": "CartPole-v1"})
     (4, 2, False)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.errors import WrongSetting
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
@@ -39,24 +38,6 @@ class Batch:
     def take(self, indices: Tensor) -> "Batch":
         """Return the samples at `indices`."""
         return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
-
-
-def check_batches(num_envs: int, num_steps: int, num_minibatches: int, update_epochs: int, norm_adv: bool) -> None:
-    """Refuse sizes of which no minibatch can be made.
-
-    Raises:
-        WrongSetting: A size is below 1, or a minibatch would be too small.
-    """
-    counts = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_minibatches}
-    for name, count in (*counts.items(), ("update_epochs", update_epochs)):
-        if count < 1:
-            raise WrongSetting(f"Expected {name} to be at least 1, but got {count}.")
-    samples, least = num_envs * num_steps, (2 if norm_adv else 1) * num_minibatches
-    if samples < least:
-        raise WrongSetting(
-            f"Expected num_envs x num_steps to be at least {least} for num_minibatches={num_minibatches}, but got "
-            f"{samples}. Collect more, or take fewer minibatches: norm_adv needs two samples in each."
-        )
 
 
 @torch.no_grad()

@@ -1,17 +1,19 @@
 """Several environments stepped together, whose state goes into a checkpoint."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from lightning_grow.errors import WrongSetting
-from lightning_grow.rl.spaces import Environment, make_env, space_sizes, time_limit
+from lightning_grow.errors import NotFinite, WrongSetting
+from lightning_grow.rl.spaces import Environment, make_env, observation_names, space_sizes, time_limit
 
 Array = npt.NDArray[Any]
+_STOPPED = "The run ends before it is learnt from; mend the environment, or its data."
 
 
 @runtime_checkable
@@ -55,8 +57,9 @@ class VectorEnv:
     """
 
     def __init__(self, env: Mapping[str, Any], num_envs: int) -> None:
-        self.env, self.time_limit = dict(env), time_limit(env)
+        self.env = dict(env)
         self.envs: list[Environment] = [make_env(env) for _ in range(num_envs)]
+        self.time_limit = time_limit(env)
         self.sizes = space_sizes(self.envs[0])
         self.observations = np.zeros((num_envs, self.sizes[0]), np.float32)
         self.episode_returns = np.zeros(num_envs)
@@ -68,16 +71,35 @@ class VectorEnv:
             self.observations[index], _ = env.reset(seed=seed + index)
         self.episode_returns[:] = 0
         self.episode_lengths[:] = 0
+        self._check_observations()
+
+    def _check_observations(self) -> None:
+        """Refuse what no network can learn from."""
+        if not np.isfinite(self.observations).all():
+            index, entry = np.argwhere(~np.isfinite(self.observations))[0].tolist()
+            self._refuse_observation(index, entry, self.observations[index, entry])
+
+    def _refuse_observation(self, index: int, entry: int, value: float) -> NoReturn:
+        names = observation_names(self.envs[index])
+        name = f" ('{names[entry]}')" if names else ""
+        raise NotFinite(f"{self._where(index)}: entry {entry}{name} of the observation is {value}. {_STOPPED}")
+
+    def _where(self, index: int) -> str:
+        return f"{self.env['id']}, environment {index}, step {self.episode_lengths[index]} of its episode"
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, list[EpisodeEnd]]:
         """Step every environment, and reset those whose episode ended.
 
         Args:
-            actions: `(num_envs,)` int for discrete actions, else `(num_envs, action_dim)`, clipped to the bounds here.
+            actions: `(num_envs,)` int for discrete actions, `(num_envs, parts)` where several are chosen at once, else
+                `(num_envs, action_dim)`, clipped to the bounds here.
 
         Returns:
             rewards, terminated, truncated: `(num_envs,)`. truncated is False where terminated is True.
             ends: One for each True in terminated or truncated, in their order.
+
+        Raises:
+            NotFinite: A reward or an observation is NaN or infinite.
         """
         rewards = np.zeros(len(self.envs), np.float32)
         terminated, truncated = np.zeros((2, len(self.envs)), np.bool_)
@@ -87,19 +109,24 @@ class VectorEnv:
             rewards[index] = reward
             self.episode_returns[index] += float(reward)
             self.episode_lengths[index] += 1
+            if not math.isfinite(reward):
+                raise NotFinite(f"{self._where(index)}: the reward is {reward}. {_STOPPED}")
             is_truncated = is_truncated or self.episode_lengths[index] == self.time_limit
             truncated[index] = is_truncated and not terminated[index]
             if terminated[index] or is_truncated:
                 ends.append(self.end_episode(index, observation))
                 observation, _ = env.reset()
             self.observations[index] = observation
+        self._check_observations()
         return rewards, terminated, truncated, ends
 
     def end_episode(self, index: int, observation: Array) -> EpisodeEnd:
         """Close the accounts of one episode."""
-        end = EpisodeEnd(
-            np.array(observation, np.float32), float(self.episode_returns[index]), int(self.episode_lengths[index])
-        )
+        last = np.array(observation, np.float32)
+        if not np.isfinite(last).all():
+            entry = int(np.flatnonzero(~np.isfinite(last))[0])
+            self._refuse_observation(index, entry, last[entry])
+        end = EpisodeEnd(last, float(self.episode_returns[index]), int(self.episode_lengths[index]))
         self.episode_returns[index] = self.episode_lengths[index] = 0
         return end
 
@@ -108,8 +135,10 @@ class VectorEnv:
         space = self.envs[0].action_space
         if isinstance(space, spaces.Box):
             return np.clip(actions.reshape(-1, *space.shape), space.low, space.high)
-        start = space.start if isinstance(space, spaces.Discrete) else 0
-        return actions + start if start else actions
+        if isinstance(space, spaces.Discrete):
+            return actions + space.start if space.start else actions
+        chosen = actions.reshape(-1, *(space.shape or ()))
+        return chosen + space.start if isinstance(space, spaces.MultiDiscrete) else chosen.astype(space.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Return, in plain types, what `load_state_dict` needs to go on from here."""

@@ -148,7 +148,9 @@ def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, sma
         pytest.param(["ckpt_path=no.ckpt"], r"ckpt_path=no\.ckpt does not exist.*has other\.ckpt", id="checkpoint"),
         pytest.param(["ckpt_path=other.ckpt"], r"other\.ckpt is empty", id="empty checkpoint"),
         pytest.param(["ckpt_path=http://127.0.0.1:9/a.ckpt"], r"Download the file", id="address"),
-        pytest.param(["model.num_envs=0"], r"num_envs to be at least 1, but got 0", id="no environment"),
+        pytest.param(
+            ["model.num_envs=0"], r"num_envs to be a whole number, at least 1, but got 0", id="no environment"
+        ),
         pytest.param(["model.num_steps=1", "model.num_envs=7"], r"at least 8 .* but got 7", id="minibatch of one"),
         pytest.param(["trainer.max_epochs=-1"], r"anneal_lr needs to know the end", id="endless"),
         pytest.param(["trainer.accelerator=gpux"], r"Trainer cannot be made .*gpux", id="accelerator"),
@@ -157,7 +159,10 @@ def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, sma
         pytest.param(
             ["env=gym", "env.id=FrozenLake-v1", "+env.kwargs.map_name=5x5"], r"cannot be made with .*'5x5'", id="map"
         ),
-        pytest.param(["env=gym", "env.id=tests/Many-v0"], r"needs Discrete or Box actions; .*MultiDisc", id="actions"),
+        pytest.param(["env=gym", "env.id=tests/Named-v0"], r"needs Discrete, .* or Box actions; .*Text", id="actions"),
+        pytest.param(["model.gamma=1.5"], r"gamma to be in \[0, 1\], but got 1\.5", id="range"),
+        pytest.param(["+trainer.gradient_clip_val=1"], r"clips gradients to its own max_grad_norm", id="clipping"),
+        pytest.param(["+trainer.precision=bf16-true"], r"trains in 32-true, .*precision=bf16-true", id="precision"),
     ],
 )
 def test_a_fault_is_one_message_that_says_what_was_meant(lightning_grow, arguments, message, tmp_path):
@@ -167,9 +172,9 @@ def test_a_fault_is_one_message_that_says_what_was_meant(lightning_grow, argumen
     assert "Traceback" not in code + printed
 
 
-class ManyActions(gymnasium.Env):
+class NamedActions(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
-    action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+    action_space = gymnasium.spaces.Text(3)
 
 
 class Faulty(gymnasium.Env):
@@ -180,7 +185,7 @@ class Faulty(gymnasium.Env):
         return {}["a fault of its code"]
 
 
-gymnasium.register("tests/Many-v0", ManyActions)
+gymnasium.register("tests/Named-v0", NamedActions)
 gymnasium.register("tests/Faulty-v0", Faulty)
 
 

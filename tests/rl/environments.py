@@ -80,6 +80,72 @@ class Look(Walk):
         return np.stack([row / age for age in range(self.frames, 0, -1)]) if self.frames else row
 
 
+OBSERVATIONS = {
+    "number": spaces.Box(-1, 1, ()),
+    "vector": spaces.Box(-1, 1, (3,)),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "image": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    "choice": spaces.Discrete(3, start=1),
+    "choices": spaces.MultiDiscrete([3, 2]),
+    "switches": spaces.MultiBinary(3),
+    "dict": spaces.Dict({"speed": spaces.Box(-1, 1, (2,)), "door": spaces.Discrete(2)}),
+    "tuple": spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.Discrete(2)]),
+    "sequence": spaces.Sequence(spaces.Discrete(3)),
+    "graph": spaces.Graph(spaces.Box(-1, 1, (2,)), None),
+}
+ACTIONS = {
+    "choice": spaces.Discrete(3, start=1),
+    "choices": spaces.MultiDiscrete([3, 2]),
+    "more choices": spaces.MultiDiscrete([4, 2]),
+    "choices from": spaces.MultiDiscrete([3, 2], start=[1, 5]),
+    "table of choices": spaces.MultiDiscrete([[3, 2], [2, 4]]),
+    "switches": spaces.MultiBinary(3),
+    "switchboard": spaces.MultiBinary([2, 2]),
+    "vector": spaces.Box(-1, 1, (2,)),
+    "matrix": spaces.Box(-1, 1, (2, 2)),
+    "text": spaces.Text(3),
+}
+
+
+class Kinds(gymnasium.Env):
+    """Observations and actions of any kind, both held against their spaces; a reward for the first of the choices."""
+
+    def __init__(self, sees: str = "vector", takes: str = "choice"):
+        self.observation_space, self.action_space = OBSERVATIONS[sees], ACTIONS[takes]
+
+    def observe(self):
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        return self.observation_space.sample()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self.observe(), float(np.asarray(action).flat[0] == 1), self.np_random.random() < 0.2, False, {}
+
+
+class Broken(Walk):
+    """From its `at`-th step on, something that it gives is `value`."""
+
+    def __init__(self, what: str, value: float, at: int = 10):
+        super().__init__()
+        self.what, self.value, self.at, self.steps = what, value, at, 0
+        self.observation_names = ["position", "speed"]
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        if self.steps >= self.at:
+            reward = self.value if self.what == "reward" else reward
+            observation[1] = self.value if self.what != "reward" else observation[1]
+            terminated = terminated or self.what == "final observation"
+        return observation, reward, terminated, truncated, info
+
+
+gymnasium.register("tests/Kinds-v0", Kinds)
+gymnasium.register("tests/Broken-v0", Broken)
 gymnasium.register("tests/Look-v0", Look, max_episode_steps=20)
 gymnasium.register("tests/Clock-v0", Clock)
 gymnasium.register("tests/Walk-v0", Walk, max_episode_steps=20)

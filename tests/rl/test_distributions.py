@@ -2,7 +2,27 @@ import pytest
 import torch
 from torch import distributions
 
-from lightning_grow.rl.distributions import Categorical, Gaussian
+from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical
+
+
+class Both:
+    """Two choices beside each other, by torch's distribution of each."""
+
+    def __init__(self, logits):
+        self.parts = [distributions.Categorical(logits=part) for part in (logits[..., :2], logits[..., 2:])]
+
+    def sample(self):
+        return torch.stack([part.sample() for part in self.parts], -1)
+
+    def log_prob(self, actions):
+        return self.parts[0].log_prob(actions[..., 0]) + self.parts[1].log_prob(actions[..., 1])
+
+    def entropy(self):
+        return self.parts[0].entropy() + self.parts[1].entropy()
+
+    @property
+    def mode(self):
+        return torch.stack([part.mode for part in self.parts], -1)
 
 
 def pairs():
@@ -10,7 +30,9 @@ def pairs():
     logits, mean = (torch.randn(5, 4, 3, generator=generator) for _ in range(2))
     log_std = torch.tensor([-1.0, 0.0, 0.5])
     independent = distributions.Independent(distributions.Normal(mean, log_std.exp()), 1)
+    both = MultiCategorical(logits, [2, 1])
     return [
+        pytest.param(both, Both(logits), id="several categoricals"),
         pytest.param(Categorical(logits), distributions.Categorical(logits=logits), id="categorical"),
         pytest.param(Gaussian(mean, log_std), independent, id="gaussian"),
     ]

@@ -109,7 +109,7 @@ def test_a_checkpoint_in_the_middle_of_a_fit_resumes_as_well(tmp_path):
 
 
 def test_a_second_fit_goes_on_where_the_first_ended():
-    straight, twice = make_ppo(learning_rate=0.0, anneal_lr=False), make_ppo(learning_rate=0.0, anneal_lr=False)
+    straight, twice = (make_ppo(learning_rate=1e-50, anneal_lr=False) for _ in range(2))
     fit(straight, max_epochs=3)
     trainer, _ = fit(twice, max_epochs=2)
     trainer.fit_loop.max_epochs = 3
@@ -209,7 +209,7 @@ def test_annealing_without_an_end_is_refused():
 
 
 def test_target_kl_stops_the_passes_over_a_rollout():
-    trainer, _ = fit(make_ppo(target_kl=-1.0, update_epochs=4), max_epochs=3)
+    trainer, _ = fit(make_ppo(target_kl=1e-30, update_epochs=4), max_epochs=3)
     assert trainer.global_step == 3 * 2
 
 
@@ -221,10 +221,10 @@ def test_an_agent_of_other_sizes_than_the_environment_is_refused():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"num_envs": 0}, "num_envs to be at least 1, but got 0"),
-        ({"num_steps": -1}, "num_steps to be at least 1, but got -1"),
-        ({"num_minibatches": 0}, "num_minibatches to be at least 1"),
-        ({"update_epochs": 0}, "update_epochs to be at least 1"),
+        ({"num_envs": 0}, "num_envs to be a whole number, at least 1, but got 0"),
+        ({"num_steps": -1}, "num_steps to be a whole number, at least 1, but got -1"),
+        ({"num_minibatches": 0}, "num_minibatches to be a whole number, at least 1"),
+        ({"update_epochs": 0}, "update_epochs to be a whole number, at least 1"),
         ({"num_envs": 1, "num_steps": 7, "num_minibatches": 4}, "at least 8 for num_minibatches=4, but got 7"),
         (
             {"num_envs": 1, "num_steps": 3, "num_minibatches": 4, "norm_adv": False},
