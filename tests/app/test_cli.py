@@ -160,6 +160,16 @@ def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, sma
             ["env=gym", "env.id=FrozenLake-v1", "+env.kwargs.map_name=5x5"], r"cannot be made with .*'5x5'", id="map"
         ),
         pytest.param(["env=gym", "env.id=tests/Named-v0"], r"needs Discrete, .* or Box actions; .*Text", id="actions"),
+        pytest.param(
+            ["+training.transfer_strategy=net2wider"], r"no key 'training'.*mean strategy\?", id="the guide's key"
+        ),
+        pytest.param(
+            ["+training.learning_rate=1"], r"no key 'training'.*mean model\.learning_rate\?", id="another's key"
+        ),
+        pytest.param(["+gama=0.9"], r"no key 'gama'.*Did you mean model\.gamma\?", id="key of a group"),
+        pytest.param(["+zzz=1"], r"no key 'zzz', and nothing reads it\. Known: name, seed", id="key of nothing"),
+        pytest.param(["--checkpoint=a.ckpt"], r"no --checkpoint here: say ckpt_path=FILE", id="flag"),
+        pytest.param(["--config", "a.yaml"], r"no --config here: say experiment=NAME", id="flag with a value"),
         pytest.param(["model.gamma=1.5"], r"gamma to be in \[0, 1\], but got 1\.5", id="range"),
         pytest.param(["+trainer.gradient_clip_val=1"], r"clips gradients to its own max_grad_norm", id="clipping"),
         pytest.param(["+trainer.precision=bf16-true"], r"trains in 32-true, .*precision=bf16-true", id="precision"),
@@ -187,6 +197,17 @@ class Faulty(gymnasium.Env):
 
 gymnasium.register("tests/Named-v0", NamedActions)
 gymnasium.register("tests/Faulty-v0", Faulty)
+
+
+def test_an_environment_of_ones_own_module_trains(lightning_grow, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=9)\n"
+    )
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    code, printed = lightning_grow("env=gym", "env.id=mine:Mine-v0", "name=own", "trainer.max_epochs=1", *QUICK)
+    assert code == 0, code
+    assert re.search(r"episode_length +(9|8\.\d+)\n", printed)
 
 
 def test_a_file_of_weights_only_begins_a_bigger_run_and_no_run_of_its_own_size(lightning_grow, small_run):
