@@ -116,10 +116,10 @@ def _choices(count: int, places: int) -> Iterator[tuple[int, ...]]:
         yield from combinations(range(places), count)
 
 
-def say_other_layout(place: str, source: Axis, target: Axis) -> str:
+def say_other_layout(source: Axis, target: Axis) -> str:
     """Why two axes are not one axis at two sizes, for a refusal."""
     return (
-        f"cannot grow {place}: the source uses its {source.size} positions as {source}, the target its {target.size} "
+        f"the source uses its {source.size} positions as {source}, the target its {target.size} "
         f"as {target}. Expected the same layout with more units; keep the structure (heads, groups, streams) and grow "
         "one size."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,24 @@ from lightning_grow.pair.operators import Operators, computed_again
 from lightning_grow.trace.axes import Axis, atoms, resolve
 from lightning_grow.trace.tape import Node, Trace, Value
 
-Refusal = tuple[Axis | None, str]  # why something cannot be matched, and the atom that has too few units, if it is that
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be matched.
+
+    Args:
+        reason: A sentence or two; with a place, what is to be said of every place alike.
+        atom: The target's units, where there are too few.
+        place: Where.
+    """
+
+    reason: str
+    atom: Axis | None = None
+    place: str = ""
+
+    def __str__(self) -> str:
+        """Return the reason with its place."""
+        return _at_once(self.reason, [self.place] if self.place else [])
 
 
 class Match:
@@ -141,7 +159,7 @@ class Match:
         try:
             pairs = list(pair_axes(source, target, self._is_known))
         except OtherLayout:
-            return [(None, say_other_layout(place, source, target))]
+            return [Refusal(say_other_layout(source, target), place=place)]
         return [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
 
     def _pair_atoms(self, source: Axis | None, target: Axis, place: str) -> Refusal | None:
@@ -151,7 +169,7 @@ class Match:
                 self._state(self.atoms, target, ())
             return None
         if known and known[0].size != source.size:
-            return None, (
+            return Refusal(
                 f"cannot grow {place}: its {target.size} target units have {source.size} source units here, but "
                 f"{known[0].size} at {self.places[target]}. Sizes that are joined in the target (by an addition, a "
                 "shared layer) must be equal in the source."
@@ -162,9 +180,11 @@ class Match:
             self._state(self.places, target, place)
         if source.size <= target.size or target in self.named:
             return None
-        return target, (
-            f"cannot grow {place}: source has {source.size} units, target has {target.size}. Growth only widens; "
-            f"raise the target's size to at least {source.size}, or start without the checkpoint."
+        return Refusal(
+            f"source has {source.size} units, target has {target.size}. Growth only widens; raise the target's size to "
+            f"at least {source.size}, or start without the checkpoint.",
+            target,
+            place,
         )
 
     def _is_known(self, source: Axis, target: Axis) -> bool:
@@ -178,8 +198,11 @@ class Match:
 
     # ---- units
     def refusals(self) -> list[str]:
-        """Everything that cannot be matched, each once."""
-        return list(dict.fromkeys(reason for _, reason in self.refused))
+        """Everything that cannot be matched, each once, and what narrows in the same way as one."""
+        places: dict[str, list[str]] = {}
+        for item in self.refused:
+            places.setdefault(item.reason, []).extend([item.place] if item.place else [])
+        return [_at_once(reason, list(dict.fromkeys(there))) for reason, there in places.items()]
 
     def units(self, atom: Axis) -> UnitMap:
         """Which source unit each target unit is: by name or constant where they have one, else the first in order."""
@@ -245,3 +268,11 @@ class Match:
     def maker(self, value: Value) -> Node | None:
         """The source's operator that computes what a value of the target is."""
         return self.source.makers.get(self.values[value]) if value in self.values else None
+
+
+def _at_once(reason: str, places: list[str]) -> str:
+    if not places:
+        return reason
+    first, *others = sorted(places, key=lambda place: not place.startswith("example input"))  # what a user gives
+    more = f" (and {len(others)} more place{'s' * (len(others) > 1)})" if others else ""
+    return f"cannot grow {first}{more}: {reason}"

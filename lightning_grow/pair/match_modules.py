@@ -77,7 +77,7 @@ def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -
             f"cannot grow {place}: it has {len(source.axes)} dimensions in the source, {len(target.axes)} in the "
             "target. Keep the layer's kind."
         )
-        match.refused.append((None, reason))
+        match.refused.append(Refusal(reason))
         return
     for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):
         match.refused += match.pair(old, new, f"{place} axis {dim}")
@@ -87,7 +87,7 @@ def _do_not_add_up(match: Match) -> list[Refusal]:
     """What was paired part by part and does not add up to the source's tensors."""
     pairs = [(name, match.source.tensors[old], match.target.tensors[name]) for name, old in match.names.items()]
     return [
-        (None, say_other_layout(f"'{name}' axis {dim}", old, new))
+        Refusal(say_other_layout(old, new), place=f"'{name}' axis {dim}")
         for name, source, target in pairs
         for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True))
         if match.old_length(new) != old.size

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 
 from lightning_grow.options import Options
 from lightning_grow.pair.match import Match
+from lightning_grow.pair.names import new_modules
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tape import Value, atoms_of
+
+_SHOWN = 4  # of the layers without a place
 
 
 def find_mismatches(
@@ -23,7 +26,7 @@ def find_mismatches(
         *_grown_ends("output", old, new, match, options.allow_output_growth),
     ]
     return [
-        *_missing(source, target, match),
+        *_missing(source, match),
         *match.refusals(),
         *_untied(match),
         *_unused(target, match, copies),
@@ -36,21 +39,22 @@ def saved_names(module: nn.Module) -> list[str]:
     return [strip_compiled(name) for name, item in module.state_dict().items() if isinstance(item, Tensor)]
 
 
-def _missing(source: nn.Module, target: nn.Module, match: Match) -> list[str]:
-    """Source tensors without a place in the target, one reason per module that the target lacks."""
-    used, there = {*match.names.values(), *match.settings}, saved_names(target)
-    missing: dict[str, int] = {}
-    for name in saved_names(source):
-        if name not in used:
-            parts = name.split(".")
-            prefixes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-            known = [item for item in prefixes if any(f"{other}.".startswith(f"{item}.") for other in there)]
-            lacking = prefixes[min(len(known), len(prefixes) - 1)]
-            missing[lacking] = missing.get(lacking, 0) + 1
+def _missing(source: nn.Module, match: Match) -> list[str]:
+    """The source's layers without a place in the target."""
+    used, there = {*match.names.values(), *match.settings}, saved_names(source)
+    missing = [name for name in there if name not in used]
+    layers = sorted(
+        new_modules(there, used), key=lambda layer: -sum(f"{name}.".startswith(f"{layer}.") for name in missing)
+    )
+    if not layers:
+        return []
+    count = len(missing)
+    listed = ", ".join(f"'{name}'" for name in layers[:_SHOWN])
+    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
     return [
-        f"the target has no place for the source's '{name}' ({count} tensor{'s' * (count > 1)}). Keep that layer in "
-        "the target, or pass rename={target prefix: source prefix} if it has another name there."
-        for name, count in missing.items()
+        f"the target has no place for the source's {listed}{more} ({count} tensor{'s' * (count > 1)}). Keep "
+        f"{'these layers' if len(layers) > 1 else 'that layer'} in the target, or pass rename={{target prefix: source "
+        "prefix} if they have other names there."
     ]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_grow.pair.input_names import find_input_names
-from lightning_grow.pair.match import Match
+from lightning_grow.pair.match import Match, Refusal
 from lightning_grow.trace.axes import Axis, atoms, resolve
 from lightning_grow.trace.tape import atoms_of
 
@@ -84,7 +84,7 @@ def pair_by_name(
             )
             return []
     atom = resolve(axis)
-    match.refused = [item for item in match.refused if item[0] is not atom]  # the names tell more
+    match.refused = [item for item in match.refused if item.atom is not atom]  # the names tell more
     missing = [name for name in source if name not in set(target)]
     gone = [name for name in missing if not any(_is_like(name, pattern) for pattern in dropped)]
     idle = [pattern for pattern in dropped if not any(_is_like(name, pattern) for name in missing)]
@@ -116,7 +116,7 @@ def pair_by_name(
 
 
 def _refuse(match: Match, reason: str) -> None:
-    match.refused.insert(0, (None, reason))
+    match.refused.insert(0, Refusal(reason))
 
 
 def _unnamed(match: Match) -> list[str]:

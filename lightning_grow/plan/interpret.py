@@ -150,8 +150,8 @@ def _pair_outputs(run: Run, node: Node, source: Node) -> None:
         if new.constant is not None and one.size == other.size and not any(map(run.match.old_size, atoms(other)))
         for refusal in run.match.pair(one, other, f"a constant of {node.place}")
     ]
-    for _, reason in refusals:
-        raise NotKept(reason, parts=True)
+    for refusal in refusals:
+        raise NotKept(str(refusal), parts=True)
     if not isinstance(node.meaning[0], Pointwise):
         keep_contents(run, node)
 
