@@ -1,27 +1,32 @@
 """Read an agent from a file, be it a Lightning checkpoint or plain actor and critic state dicts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_file
+from lightning_grow.files.rebuild import rebuild_source
+from lightning_grow.grow import grow_in_place
+from lightning_grow.options import Options
+from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.normalizer import ObservationNormalizer
 
 KEY = "lightning_grow.rl"
 """A PPO's own key in a checkpoint; everything under it is of plain types."""
 
-OWN_NAMES = ("actor", "critic", "log_std")
+OWN_NAMES = ("actor", "critic", "trunk", "actor_head", "critic_head", "log_std")
 PLAIN_NAMES = {
-    "actor_state_dict": "actor",
-    "policy": "actor",
-    "critic_state_dict": "critic",
-    "value": "critic",
+    **dict.fromkeys(("actor_state_dict", "policy", "policy_state_dict"), "actor"),
+    **dict.fromkeys(("critic_state_dict", "value", "value_state_dict"), "critic"),
+    **dict.fromkeys(("model", "model_state_dict", "agent", "agent_state_dict"), ""),
     "actor.log_std": "log_std",
 }
 
@@ -31,9 +36,10 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
 
     Args:
         path: A Lightning checkpoint, returned as it is, or a `torch.save`d dict of an `actor` and a `critic` state dict
-            (or `actor_state_dict`, `policy`; `critic_state_dict`, `value`), each of linear layers as `ActorCritic`
-            names them: `0.weight`, `0.bias`, `2.weight`, ... `hidden_dims`, `state_dim`, `activation`, `timestep` and
-            `episode` may stand beside them.
+            (or `actor_state_dict`, `policy`, ...; `critic_state_dict`, `value`, ...), each of linear layers as
+            `ActorCritic` names them: `0.weight`, `0.bias`, `2.weight`, ...; or of one state dict (`model_state_dict`,
+            `policy_state_dict`, ...) with the names of a whole `ActorCritic`, a `trunk` with two heads included.
+            `hidden_dims`, `state_dim`, `activation`, `timestep`, `episode` and `metrics` may stand beside them.
         hparams: What a plain file does not say of its agent, as the hyperparameters of a PPO.
         rename: Beginning of a name of ours (`actor`) to that of the file's (`policy_net.layers`), where they differ.
 
@@ -49,8 +55,16 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
         return {**content, "state_dict": {replace_start(name, ours): tensor for name, tensor in state.items()}}
     state = plain_state(content, plain_names(rename))
     source_hparams = {**hparams, **plain_hparams(path, content, state)}
+    parts = hparams["action_dim"]
+    if not isinstance(parts, int) and sum(parts) == source_hparams["action_dim"]:
+        source_hparams["action_dim"] = parts  # which of them a file's logits belong to is in none of its weights
     check_names(path, state, source_hparams)
     weights = {f"agent.{name}": tensor for name, tensor in state.items()}
+    if "activation" not in content and source_hparams["hidden_dims"]:
+        rank_zero_warn(
+            f"{path} does not say which activation its layers have; it is taken to be {hparams['activation']}, as this "
+            "agent's. If it is another one, build the agent with that: PPO(..., activation=...)."
+        )
     if source_hparams["normalize_observations"]:
         rank_zero_warn(
             f"{path} has no observation statistics, and normalize_observations is on: the agent's inputs will drift "
@@ -59,7 +73,25 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
         statistics = ObservationNormalizer(source_hparams["state_dim"]).state_dict()
         weights |= {f"normalizer.{name}": tensor for name, tensor in statistics.items()}
     counters = {f"{name}s": torch.tensor(content[name]) for name in ("timestep", "episode") if name in content}
-    return {"state_dict": weights, "hyper_parameters": source_hparams, KEY: {"statistics": counters, "run": None}}
+    own = {"statistics": counters, "run": None, "metrics": content.get("metrics", {})}
+    return {"state_dict": weights, "hyper_parameters": source_hparams, KEY: own}
+
+
+def grow_from_file(agent: LightningModule, path: str | Path, options: Options) -> tuple[TransferReport, dict[str, Any]]:
+    """Grow the agent in a file into this one.
+
+    Args:
+        agent: A PPO, changed in place.
+        path: See `read_agent`.
+        options: Of the growth; `rename` is from this agent's names to the file's.
+
+    Returns:
+        What was done to each tensor, and what the file has under `KEY`.
+    """
+    checkpoint = read_agent(path, agent.hparams, options.rename or {})
+    source = rebuild_source(agent, checkpoint, checkpoint["state_dict"])
+    report = grow_in_place(source, agent, replace(options, rename=None))  # the file's names are ours by now
+    return report, checkpoint.get(KEY, {})
 
 
 def plain_names(rename: Mapping[str, str]) -> dict[str, str]:
@@ -69,11 +101,11 @@ def plain_names(rename: Mapping[str, str]) -> dict[str, str]:
     {'policy_net.layers': 'actor'}
     >>> plain_names({"policy_net.layers": "actor"})
     Traceback (most recent call last):
-    lightning_grow.errors.WrongSetting: Expected rename to map this agent's names (actor, critic, log_std) to the ...
+    lightning_grow.errors.WrongSetting: Expected rename to map this agent's names (actor, critic, trunk, actor_head, ...
     """
     ours = {theirs: own.removeprefix("agent.") for own, theirs in rename.items()}
     for theirs, own in ours.items():
-        if own.split(".")[0] not in OWN_NAMES:
+        if not is_own(own):
             raise WrongSetting(
                 f"Expected rename to map this agent's names ({', '.join(OWN_NAMES)}) to the file's, but got {own!r}. "
                 f"Pass rename={{<beginning of ours>: <beginning of theirs>}}, e.g. {{{theirs!r}: {own!r}}}."
@@ -81,20 +113,34 @@ def plain_names(rename: Mapping[str, str]) -> dict[str, str]:
     return ours
 
 
+def is_own(name: str) -> bool:
+    """Whether a name begins as `ActorCritic`'s do."""
+    return name.split(".")[0] in OWN_NAMES
+
+
 def plain_state(content: Mapping[str, Any], ours: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors of all state dicts in a plain file, under the names `ActorCritic` gives them.
 
     >>> list(plain_state({"policy": {"0.bias": torch.zeros(2)}, "episode": 3}, ours={}))
     ['actor.0.bias']
+    >>> list(plain_state({"policy": {"trunk.0.bias": torch.zeros(2)}}, ours={}))
+    ['trunk.0.bias']
     """
     parts = {key: part if isinstance(part, Mapping) else {"": part} for key, part in content.items()}
-    tensors = {
-        f"{key}.{name}".removesuffix("."): tensor
+    return {
+        own_name(key, name, ours): tensor
         for key, part in parts.items()
         for name, tensor in part.items()
         if isinstance(tensor, Tensor)
     }
-    return {replace_start(replace_start(name, ours), PLAIN_NAMES): tensor for name, tensor in tensors.items()}
+
+
+def own_name(key: str, name: str, ours: Mapping[str, str]) -> str:
+    """The name that `ActorCritic` has for a tensor: the one in its state dict if that begins as ours do."""
+    renamed = replace_start(f"{key}.{name}".removesuffix("."), ours)
+    if renamed == f"{key}.{name}" and key not in OWN_NAMES and is_own(name):
+        return name
+    return replace_start(renamed, PLAIN_NAMES)
 
 
 def replace_start(name: str, starts: Mapping[str, str]) -> str:
@@ -112,12 +158,14 @@ def replace_start(name: str, starts: Mapping[str, str]) -> str:
 
 
 def plain_hparams(path: str | Path, content: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the sizes off the actor's weights, and hold what the file says of them against it."""
-    weights = [tensor for name, tensor in state.items() if name.startswith("actor.") and tensor.ndim == 2]
+    """Read the sizes off the policy's weights, and hold what the file says of them against it."""
+    shared = any(name.startswith("trunk.") for name in state)
+    policy = ("trunk.", "actor_head.") if shared else ("actor.",)
+    weights = [tensor for name, tensor in state.items() if name.startswith(policy) and tensor.ndim == 2]
     if not weights:
         raise CheckpointError(
-            f"{path}: expected a Lightning checkpoint or a dict with an 'actor' and a 'critic' state dict,"
-            f" found the keys {sorted(map(str, content))[:8]}. Pass rename={{'actor': <their name>, ...}}."
+            f"{path}: expected a Lightning checkpoint, or a dict with an 'actor' and a 'critic' state dict or one of a "
+            f"whole agent, found the keys {sorted(map(str, content))[:8]}. Pass rename={{'actor': <their name>, ...}}."
         )
     sizes = [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
     found = {"state_dim": sizes[0], "hidden_dims": sizes[1:-1]}
@@ -128,12 +176,12 @@ def plain_hparams(path: str | Path, content: Mapping[str, Any], state: Mapping[s
     if said != found:
         raise CheckpointError(f"{path} says {said}, but its actor's weights have {found}. The file contradicts itself.")
     activation = {"activation": content["activation"]} if "activation" in content else {}
-    return {**found, **activation, "action_dim": sizes[-1], "continuous": "log_std" in state, "shared_trunk": False}
+    return {**found, **activation, "action_dim": sizes[-1], "continuous": "log_std" in state, "shared_trunk": shared}
 
 
 def check_names(path: str | Path, state: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
     """Refuse a plain file whose names or shapes are not those of the `ActorCritic` that its sizes make."""
-    names = ("state_dim", "action_dim", "continuous", "hidden_dims")
+    names = ("state_dim", "action_dim", "continuous", "hidden_dims", "shared_trunk")
     expected = ActorCritic(**{name: hparams[name] for name in names}).state_dict()
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (state, expected)]
     if shapes[0] != shapes[1]:

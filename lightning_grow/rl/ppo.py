@@ -1,7 +1,6 @@
 """PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +15,12 @@ from typing_extensions import Unpack
 
 from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.errors import WrongSetting
-from lightning_grow.files.rebuild import rebuild_source
-from lightning_grow.grow import grow_in_place
 from lightning_grow.options import GrowthOptions, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.annealing import annealed, count_iterations
 from lightning_grow.rl.finite import check_state, check_step
-from lightning_grow.rl.load import KEY, read_agent
+from lightning_grow.rl.load import KEY, grow_from_file
 from lightning_grow.rl.losses import explained_variance
 from lightning_grow.rl.market import MARKET_ID, describe_sizes
 from lightning_grow.rl.metrics import EpisodeStatistics
@@ -139,6 +136,7 @@ class PPO(GrowableMixin, LightningModule):
         self.envs: VectorEnv | None = None
         self.generator: torch.Generator | None = None
         self.run_state: dict[str, Any] | None = None
+        self.metrics: dict[str, Any] = {}  # what a file of `load_with_transfer` held under that name
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """Return (logits, value), the logits of each part and the value, or (mean, value, log_std).
@@ -185,9 +183,13 @@ class PPO(GrowableMixin, LightningModule):
         return describe_sizes(env) if env.get("id") == MARKET_ID else ""
 
     def load_with_transfer(
-        self, path: str | Path, transfer_strategy: str | Strategy | None = None, **options: Unpack[GrowthOptions]
+        self,
+        path: str | Path,
+        transfer_strategy: str | Strategy | None = None,
+        device: str | torch.device | None = None,
+        **options: Unpack[GrowthOptions],
     ) -> TransferReport:
-        """Grow the agent in a file into this one, in place, and take over its counters.
+        """Grow the agent in a file into this one, in place, and take over its counters and its `metrics`.
 
         The optimizer is not read, and environments start anew: to resume a run, give `Trainer.fit` its `ckpt_path`.
 
@@ -195,6 +197,7 @@ class PPO(GrowableMixin, LightningModule):
             path: A Lightning checkpoint of a PPO, or a plain file with the state dicts of an actor and a critic, as
                 `lightning_grow.rl.load.read_agent` describes.
             transfer_strategy: Another name for the option `strategy`.
+            device: Where this agent is moved to first; None leaves it where it is.
             **options: See `GrowthOptions`. The source's names are those in the file: `rename={"actor": "pi.network"}`.
 
         Returns:
@@ -211,11 +214,10 @@ class PPO(GrowableMixin, LightningModule):
             if "strategy" in options:
                 raise TypeError("load_with_transfer got a strategy and a transfer_strategy, which mean the same.")
             options["strategy"] = transfer_strategy
-        checked = check_options(options, "load_with_transfer", "transfer_strategy")
-        checkpoint = read_agent(path, self.hparams, checked.rename or {})
-        source = rebuild_source(self, checkpoint, checkpoint["state_dict"])
-        report = grow_in_place(source, self, replace(checked, rename=None))  # the file's names are ours by now
-        self.statistics.restore(checkpoint.get(KEY, {}).get("statistics", {}))
+        checked = check_options(options, "load_with_transfer", "transfer_strategy", "device")
+        report, own = grow_from_file(self if device is None else self.to(device), path, checked)
+        self.statistics.restore(own.get("statistics", {}))
+        self.metrics = own.get("metrics", {})
         return report
 
     # Lightning: the run around an iteration.
@@ -261,17 +263,15 @@ class PPO(GrowableMixin, LightningModule):
         """Add counters, random streams and environments, in types that load with `weights_only=True`."""
         super().on_save_checkpoint(checkpoint)
         check_state(self)
-        checkpoint[KEY] = {
-            "statistics": self.statistics.state(),
-            "run": self._current_run_state(),
-        }
+        state, run = self.statistics.state(), self._current_run_state()
+        checkpoint[KEY] = {"statistics": state, "run": run, "metrics": self.metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `on_save_checkpoint` added, if it is there."""
         super().on_load_checkpoint(checkpoint)
         if KEY in checkpoint:
             self.statistics.restore(checkpoint[KEY]["statistics"])
-            self.run_state = checkpoint[KEY]["run"]
+            self.run_state, self.metrics = checkpoint[KEY]["run"], checkpoint[KEY].get("metrics", {})
 
     def train_dataloader(self) -> Iterable[int]:
         """One empty batch: an epoch is one iteration, and the data comes from the environments."""

@@ -25,6 +25,7 @@ def part(agent, name):
 def best_model(agent, actor="actor", critic="critic", **beside):
     """The plain file that the guide saves."""
     file = {actor: part(agent, "actor"), critic: part(agent, "critic"), "hidden_dims": [8, 6], "state_dim": 4}
+    file["activation"] = "tanh"
     return {**file, "timestep": 12_345, "episode": 67, **beside}
 
 
@@ -148,8 +149,9 @@ def test_a_smaller_agent_refuses_and_stays_as_it_was(path):
     torch.save(best_model(make_agent().agent), path)
     target = make_agent(hidden_dims=[4, 6])
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    with pytest.raises(RefusedGrowth):
+    with pytest.raises(RefusedGrowth, match="source has 8 units, target has 4") as caught:
         target.load_with_transfer(path)
+    assert len(caught.value.refused) == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
     assert target.timesteps == 0
 
@@ -164,3 +166,57 @@ def test_more_observations_are_refused_unless_allowed(path):
     inputs = source.example_input_array
     extended = torch.cat([inputs, torch.zeros(7, 2)], -1)
     torch.testing.assert_close(target(extended)[0], source(inputs)[0])
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("key", ["model_state_dict", "policy_state_dict", "model", "agent"])
+def test_one_state_dict_of_a_whole_agent_grows(path, key, shared_trunk):
+    source = PPO(4, 2, hidden_dims=[8], shared_trunk=shared_trunk, normalize_observations=False)
+    target = PPO(4, 2, hidden_dims=[12], shared_trunk=shared_trunk, normalize_observations=False)
+    torch.save({key: source.agent.state_dict(), "activation": "tanh"}, path)
+    assert target.load_with_transfer(path).function_preserving
+    assert_same_function(source, target)
+
+
+def test_an_actor_under_the_name_of_a_policy_is_one(path):
+    source, target = make_agent(), make_agent(hidden_dims=[16, 12])
+    torch.save(best_model(source.agent, "policy_state_dict", "value_state_dict"), path)
+    target.load_with_transfer(path)
+    assert_same_function(source, target)
+
+
+def test_an_activation_that_the_file_does_not_say_is_said(path):
+    file = best_model(make_agent().agent)
+    del file["activation"]
+    torch.save(file, path)
+    with pytest.warns(
+        UserWarning, match=r"does not say which activation .* taken to be relu.*PPO\(\.\.\., activation="
+    ):
+        make_agent(hidden_dims=[16, 12], activation="relu").load_with_transfer(path)
+
+
+def test_the_files_metrics_are_kept_and_saved(path, tmp_path):
+    target = make_agent(hidden_dims=[16, 12])
+    torch.save(best_model(make_agent().agent, metrics={"best": 1.5, "history": [1, 2]}), path)
+    target.load_with_transfer(path, device="cpu")
+    assert target.metrics == {"best": 1.5, "history": [1, 2]}
+    checkpoint = {"state_dict": target.state_dict(), "hyper_parameters": dict(target.hparams)}
+    target.on_save_checkpoint(checkpoint)
+    again = make_agent(hidden_dims=[16, 12])
+    again.on_load_checkpoint(checkpoint)
+    assert again.metrics == target.metrics
+
+
+def test_the_agent_moves_to_a_device_first(path):
+    target = make_agent(hidden_dims=[16, 12])
+    torch.save(best_model(make_agent().agent), path)
+    with pytest.raises(RuntimeError, match="nowhere"):
+        target.load_with_transfer(path, device="nowhere")
+
+
+def test_several_choices_are_those_of_the_agent(path):
+    source, target = (PPO(4, [3, 2], hidden_dims=[size], normalize_observations=False) for size in (8, 12))
+    torch.save({"model": source.agent.state_dict(), "activation": "tanh"}, path)
+    target.load_with_transfer(path)
+    assert target.agent.parts == [3, 2]
+    assert_same_function(source, target)
