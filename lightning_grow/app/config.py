@@ -57,6 +57,7 @@ class MarketConfig:
     timeframes: list[str] = MISSING
     lookback_bars: int = MISSING
     path: str | None = None
+    bars: dict[str, Any] | None = None
     period: str = MISSING
     cost: float = MISSING
     episode_bars: int = MISSING

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from lightning_grow.rl.bars import Bars, MarketError, bundled_path, read_bars
+from lightning_grow.rl.bars import PLAIN, BarFormat, Bars, MarketError, bundled_path, read_bars
 from lightning_grow.rl.features import (
     FEATURE_BOUND,
     FEATURES,
@@ -75,25 +75,26 @@ class MarketTable:
         return {"train": range(first, train_end), "evaluate": range(evaluate, end)}
 
 
-def market_table(path: str | None, timeframes: Sequence[str]) -> MarketTable:
+def market_table(path: str | None, timeframes: Sequence[str], written: BarFormat = PLAIN) -> MarketTable:
     """Read bars and compute the features of every timeframe, once for all environments of a process.
 
     Args:
         path: OHLCV file, None for the bundled bars; read again when it has changed on disk.
         timeframes: From the shortest to the longest.
+        written: How the file is written.
 
     Raises:
         MarketError: The file or the timeframes are faulty.
     """
     file = bundled_path() if path is None else Path(path)
     modified_at = file.stat().st_mtime_ns if file.is_file() else 0
-    return _market_table(str(file.resolve()), tuple(timeframes), modified_at)
+    return _market_table(str(file.resolve()), tuple(timeframes), written, modified_at)
 
 
 @lru_cache(maxsize=8)
-def _market_table(path: str, timeframes: tuple[str, ...], modified_at: int) -> MarketTable:
+def _market_table(path: str, timeframes: tuple[str, ...], written: BarFormat, modified_at: int) -> MarketTable:
     del modified_at  # part of the cache's key only
-    return make_market_table(read_bars(path), timeframes)
+    return make_market_table(read_bars(path, written), timeframes)
 
 
 def make_market_table(bars: Bars, timeframes: tuple[str, ...]) -> MarketTable:
@@ -131,6 +132,7 @@ class MarketEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         timeframes: From the shortest to the longest, multiples of the bars' own interval.
         lookback_bars: Bars seen of each timeframe, >= 1.
         path: OHLCV file (CSV or Parquet, see `read_bars`); None for EUR/USD, hourly, 2017.
+        bars: How that file is written, as `BarFormat`: `{"time_column": "when", "time_unit": "ms"}`.
         period: "train" starts episodes at random in the first part of the data; "evaluate" is one episode over the last
             fifth of the decisions. `MarketTable.decisions` says how they are kept apart.
         cost: Fraction of the price paid for each unit of position change, >= 0. The default is half of a spread of
@@ -156,6 +158,7 @@ class MarketEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         timeframes: Sequence[str] = ("1h", "4h", "1d"),
         lookback_bars: int = 20,
         path: str | None = None,
+        bars: Mapping[str, str] | None = None,
         period: str = "train",
         cost: float = 2e-5,
         episode_bars: int = 240,
@@ -164,7 +167,7 @@ class MarketEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         """Read the bars and compute their features, if no environment of this process has yet."""
         _check_settings(state_features, lookback_bars, period, cost, episode_bars)
         self.lookback_bars, self.cost, self.reward_scale = lookback_bars, cost, reward_scale
-        self.table = market_table(path, timeframes)
+        self.table = market_table(path, timeframes, BarFormat.of(bars))
         self.decisions = self.table.decisions(lookback_bars)[period]
         self.episode_bars = episode_bars if period == "train" else len(self.decisions)
         if self.episode_bars > len(self.decisions):

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from lightning_grow.errors import GrowError
-from lightning_grow.rl.bars import MarketError, bundled_path, read_bars
+from lightning_grow.rl.bars import BarFormat, MarketError, bundled_path, read_bars
+from lightning_grow.rl.market import MarketEnv
 
 HEADER = "time,open,high,low,close,volume\n"
 ROWS = ["2020-01-01T00:00:00,1,4,0.5,2,10\n", "2020-01-01T01:00:00,2,5,1.5,3,0\n", "2020-01-01T03:00:00,3,6,2.5,4,30\n"]
@@ -102,7 +103,12 @@ FAULTS = {
     "zero price": (GOOD.replace(",3,0\n", ",0,0\n"), "expected a price > 0 in column 'close', but row 2 holds 0"),
     "negative volume": (GOOD.replace(",10\n", ",-1\n"),
                         "expected a volume >= 0 in column 'volume', but row 1 holds -1"),
-    "swapped columns": (GOOD.replace("high,low", "low,high"), "high is below low in row 1"),
+    "swapped columns": (GOOD.replace("high,low", "low,high"),
+                        r"high \(0\.5\) is below low \(4\) in row 1 \(3 such rows\)"),
+    "open below low": (GOOD.replace("1,4,0.5", "0.25,4,0.5"), r"open \(0\.25\) is below low \(0\.5\) in row 1"),
+    "close above high": (GOOD.replace("6,2.5,4", "6,2.5,6.5"), r"high \(6\) is below close \(6\.5\) in row 3 .1 such"),
+    "open above high": (GOOD.replace("2,5,1.5", "5.5,5,1.5"), r"high \(5\) is below open \(5\.5\) in row 2"),
+    "close below low": (GOOD.replace("6,2.5,4", "6,2.5,2.25"), r"close \(2\.25\) is below low \(2\.5\) in row 3"),
     "no rows": (HEADER, "expected bars, found 0; at least 2"),
     "empty file": ("", "expected a CSV file with OHLCV columns, but No columns"),
     "broken rows": (GOOD + "1,2,3,4,5,6,7,8,9\n", "expected a CSV file with OHLCV columns, but Error tokenizing"),
@@ -126,3 +132,60 @@ def test_a_file_that_is_absent_or_of_another_format_is_refused(tmp_path, name, t
     path = tmp_path / name if text is None else write_csv(tmp_path, text, name)
     with pytest.raises(MarketError, match=message):
         read_bars(path)
+
+
+FORMATS = {
+    "column": (GOOD.replace("time", "When"), {"time_column": "when"}),
+    "seconds": (HEADER + "1577836800,1,4,0.5,2,10\n1577840400,2,5,1.5,3,0\n1577847600,3,6,2.5,4,30\n",
+                {"time_unit": "s"}),
+    "milliseconds": (HEADER + "1577836800000,1,4,0.5,2,10\n1577840400000,2,5,1.5,3,0\n1577847600000,3,6,2.5,4,30\n",
+                     {"time_unit": "ms"}),
+    "american": (GOOD.replace("2020-01-01T", "01/01/2020 "), {"time_format": "%m/%d/%Y %H:%M:%S"}),
+    "numbers as text": (HEADER + "2020010100,1,4,0.5,2,10\n2020010101,2,5,1.5,3,0\n2020010103,3,6,2.5,4,30\n",
+                        {"time_format": "%Y%m%d%H"}),
+    "zone": (GOOD.replace("2020-01-01T00", "2020-01-01T01").replace("2020-01-01T01:00:00,2", "2020-01-01T02:00:00,2")
+             .replace("2020-01-01T03", "2020-01-01T04"), {"time_zone": "Europe/Berlin"}),
+    "an offset beside a zone": (GOOD.replace(":00,", ":00Z,", 1).replace(":00:00,2", ":00:00Z,2")
+                                .replace(":00:00,3", ":00:00Z,3"), {"time_zone": "Europe/Berlin"}),
+    "separator": (GOOD.replace(",", ";"), {"separator": ";"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "options"), FORMATS.values(), ids=FORMATS)
+def test_a_file_is_read_as_it_is_said_to_be_written(tmp_path, text, options):
+    bars = read_bars(write_csv(tmp_path, text), BarFormat.of(options))
+    assert [str(time) for time in bars.closes_at] == [f"2020-01-01T0{hour}:00:00" for hour in (1, 2, 4)]
+    assert bars.close.tolist() == [2, 3, 4]
+
+
+def test_an_hour_that_the_clock_shows_twice_is_two_hours(tmp_path):
+    hours = ["01:00:00", "02:00:00", "02:00:00", "03:00:00"]  # summer time ends at three
+    text = HEADER + "".join(f"2020-10-25T{hour},1,4,0.5,2,10\n" for hour in hours)
+    bars = read_bars(write_csv(tmp_path, text), BarFormat(time_zone="Europe/Berlin"))
+    assert [str(time)[11:13] for time in bars.closes_at] == ["00", "01", "02", "03"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_unit": "h"}, "time_unit of s, ms, us or ns, but got 'h'"),
+        ({"time_unit": "s", "time_format": "%Y"}, "got both"),
+        ({"time_zone": "Europe/Berln"}, "Did you mean 'Europe/Berlin'"),
+        ({"sep": ";"}, "no option 'sep'; known: time_column, time_format, time_unit, time_zone, separator"),
+    ],
+)
+def test_a_format_that_is_none_is_refused(options, message):
+    with pytest.raises(MarketError, match=message):
+        BarFormat.of(options)
+
+
+def test_prices_may_differ_by_rounding(tmp_path):
+    assert len(read_bars(write_csv(tmp_path, GOOD.replace("1,4,0.5", "1,4,1.0000000000001")))) == 3
+
+
+def test_the_market_takes_the_format_of_its_file(tmp_path):
+    table = pd.read_csv(bundled_path())
+    table.rename(columns={"Time": "When"}).to_csv(tmp_path / "own.csv", sep=";", index=False)
+    own = MarketEnv(path=str(tmp_path / "own.csv"), bars={"time_column": "when", "separator": ";"})
+    (ours, _), (theirs, _) = own.reset(seed=1), MarketEnv().reset(seed=1)
+    assert np.array_equal(ours, theirs)
