@@ -87,6 +87,7 @@ def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOp
         WrongSetting: An option has a value that nothing can be made of.
         TypeError: There is no such option.
 
+    >>> import torch
     >>> small = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> large = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
     >>> plan = plan_growth(small, large, example_inputs=(torch.ones(5, 3),))
@@ -128,6 +129,7 @@ def grow(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions])
         WrongSetting: An option has a value that nothing can be made of.
         TypeError: There is no such option.
 
+    >>> import torch
     >>> small = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     >>> large = nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 2))
     >>> x = torch.ones(5, 3)
