@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from lightning_grow.options import Options
 from lightning_grow.pair.match import Match
-from lightning_grow.pair.names import new_modules
+from lightning_grow.pair.names import name_some, new_modules
 from lightning_grow.trace.axes import atoms
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tape import Value, atoms_of
-
-_SHOWN = 4  # of the layers without a place
 
 
 def find_mismatches(
@@ -49,10 +47,8 @@ def _missing(source: nn.Module, match: Match) -> list[str]:
     if not layers:
         return []
     count = len(missing)
-    listed = ", ".join(f"'{name}'" for name in layers[:_SHOWN])
-    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
     return [
-        f"the target has no place for the source's {listed}{more} ({count} tensor{'s' * (count > 1)}). Keep "
+        f"the target has no place for the source's {name_some(layers)} ({count} tensor{'s' * (count > 1)}). Keep "
         f"{'these layers' if len(layers) > 1 else 'that layer'} in the target, or pass rename={{target prefix: source "
         "prefix} if they have other names there."
     ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 Shapes = Mapping[str, tuple[int, ...]]
 Layer = dict[str, tuple[int, ...]]
+_SHOWN = 4
 
 
 def match_names(source: Shapes, target: Shapes, rename: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -135,3 +136,13 @@ def _outermost(name: str, old: Collection[str]) -> str:
     parts = name.split(".")
     beginnings = (".".join(parts[:end]) for end in range(1, max(2, len(parts))))
     return next((item for item in beginnings if item not in old), name)
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are besides, for a refusal.
+
+    >>> name_some(["a", "b"]), name_some(["a", "b", "c", "d", "e", "f"])
+    ("'a', 'b'", "'a', 'b', 'c', 'd' and 2 more")
+    """
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

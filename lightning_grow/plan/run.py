@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_grow.pair.match import Match
-from lightning_grow.pair.names import new_modules
+from lightning_grow.pair.names import name_some, new_modules
 from lightning_grow.pair.roles import Dimension, Roles
 from lightning_grow.plan.cells import (
     CONSTANT_ZERO,
@@ -35,8 +35,6 @@ from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Cells, Lookup
 from lightning_grow.trace.tape import Node, Trace, Value, is_random
-
-_SHOWN = 4  # of the new layers, in a refusal
 
 
 class Run:
@@ -152,10 +150,8 @@ class Run:
                 f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
             )
             return NotKept(reason, parts=True)
-        listed = ", ".join(f"'{name}'" for name in layers[:_SHOWN])
-        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
         reason = (
-            f"new layers {listed}{more} change the function: the target computes {origin}. A new layer keeps the "
+            f"new layers {name_some(layers)} change the function: the target computes {origin}. A new layer keeps the "
             "function as a residual branch that ends in weights (behind a ReLU, 0 never learns; a norm after the sum "
             "changes it), or as an identity between two ReLUs (an activation that changes nothing when applied again). "
             "Widen instead of deepening, or choose a strategy that is not function-preserving."

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -76,13 +76,15 @@ class VectorEnv:
     def _check_observations(self) -> None:
         """Refuse what no network can learn from."""
         if not np.isfinite(self.observations).all():
-            index, entry = np.argwhere(~np.isfinite(self.observations))[0].tolist()
-            self._refuse_observation(index, entry, self.observations[index, entry])
+            for index, observation in enumerate(self.observations):
+                self._check_observation(index, observation)
 
-    def _refuse_observation(self, index: int, entry: int, value: float) -> NoReturn:
-        names = observation_names(self.envs[index])
-        name = f" ('{names[entry]}')" if names else ""
-        raise NotFinite(f"{self._where(index)}: entry {entry}{name} of the observation is {value}. {_STOPPED}")
+    def _check_observation(self, index: int, observation: Array) -> None:
+        faulty = np.flatnonzero(~np.isfinite(observation))
+        if faulty.size:
+            entry, names = faulty[0], observation_names(self.envs[index])
+            named = f"entry {entry} ('{names[entry]}')" if names else f"entry {entry}"
+            raise NotFinite(f"{self._where(index)}: {named} of the observation is {observation[entry]}. {_STOPPED}")
 
     def _where(self, index: int) -> str:
         return f"{self.env['id']}, environment {index}, step {self.episode_lengths[index]} of its episode"
@@ -123,9 +125,7 @@ class VectorEnv:
     def end_episode(self, index: int, observation: Array) -> EpisodeEnd:
         """Close the accounts of one episode."""
         last = np.array(observation, np.float32)
-        if not np.isfinite(last).all():
-            entry = int(np.flatnonzero(~np.isfinite(last))[0])
-            self._refuse_observation(index, entry, last[entry])
+        self._check_observation(index, last)
         end = EpisodeEnd(last, float(self.episode_returns[index]), int(self.episode_lengths[index]))
         self.episode_returns[index] = self.episode_lengths[index] = 0
         return end
