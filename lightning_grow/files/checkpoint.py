@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_grow.errors import CheckpointError
 from lightning_grow.files.archive import at_hand, check_file, open_file
 from lightning_grow.files.foreign import describe, describe_file
-from lightning_grow.files.hparams import find_types
+from lightning_grow.files.hparams import find_types, take_member
 from lightning_grow.files.sections import check_sections
 
 KEY = "lightning_grow"
@@ -40,7 +40,7 @@ def read_checkpoint(
         CheckpointError: The file is missing, a folder, empty, cut short, damaged, no checkpoint, would need code to
             load, or has something under a key that cannot be what the key is for.
     """
-    with torch.serialization.safe_globals(list(find_types(hparams))):
+    with torch.serialization.safe_globals([*find_types(hparams), (take_member, "builtins.getattr")]):
         checkpoint = read_file(path, weights_only=weights_only, load=load)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), Mapping):
         check_sections(checkpoint, KEY, path)
@@ -115,8 +115,9 @@ def explain(path: str | Path, error: Exception) -> str:
 
 
 def _find_unsafe_globals(path: str | Path, error: Exception) -> list[str]:
+    named = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
     try:
         with open_file(path) as file:
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)) or named
     except Exception:  # no zip archive, or damaged inside: the message is all there is
-        return sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        return named

@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +108,18 @@ def find_types(value: Any) -> set[type]:
         return own.union(*map(find_types, value if isinstance(value, (list, tuple, set)) else ()))
     own = {type(value)} if dataclasses.is_dataclass(value) else set()
     return own.union(*map(find_types, fields.values()))
+
+
+def take_member(cls: Any, name: str) -> Enum:
+    """What Python 3.11.0 to 3.11.3 asks ``getattr`` for in a pickled enum: a member by name, of nothing but an enum.
+
+    >>> from http import HTTPStatus
+    >>> take_member(HTTPStatus, "OK")
+    <HTTPStatus.OK: 200>
+    """
+    if isinstance(cls, type) and issubclass(cls, Enum):
+        return cls.__members__[name]
+    raise UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr, of {cls!r}, which is no enum")
 
 
 def compare_hparams(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -66,3 +66,29 @@ def test_they_differ_field_by_field():
         "cfg.inner.width: 8 in the checkpoint, 12 in the config.",
         "cfg.inner.activation: relu in the checkpoint, tanh in the config.",
     ]
+
+
+class ByName(Enum):
+    """Pickled as Python 3.11.0 to 3.11.3 pickles every enum."""
+
+    ONE = 1
+
+    def __reduce_ex__(self, protocol):
+        return getattr, (type(self), self.name)
+
+
+class Reached:
+    """Pickled as a method of a class that is allowed: what asks ``getattr`` for more than a member."""
+
+    def __reduce__(self):
+        return getattr, (Config, "__init__")
+
+
+def test_enums_pickled_by_name_are_read_and_nothing_else_is_reached(tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": {"one": ByName.ONE}}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt", hparams=[ByName.ONE])["hyper_parameters"]["one"] is ByName.ONE
+    with pytest.raises(CheckpointError, match="ByName"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"one": Reached()}}, tmp_path / "b.ckpt")
+    with pytest.raises(CheckpointError, match=r"would need code to load \(builtins\.getattr\)"):
+        read_checkpoint(tmp_path / "b.ckpt", hparams=[Config()])
