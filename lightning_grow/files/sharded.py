@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from lightning_grow.errors import CheckpointError, RefusedGrowth
 from lightning_grow.files.checkpoint import read_checkpoint
+from lightning_grow.files.hparams import take_member
 from lightning_grow.private import LAYOUT
 from lightning_grow.trace.names import find_tensors
 
@@ -90,6 +91,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):
+            return take_member
         found = getattr(importlib.import_module(module), name, None) if module in _RECORDS else None
         if dataclasses.is_dataclass(found) or (isinstance(found, type) and issubclass(found, Enum)):
             return found

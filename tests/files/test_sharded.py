@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from lightning_grow import CheckpointError
 from lightning_grow.files.sharded import check_sharded, read_metadata
@@ -105,6 +106,12 @@ def test_the_metadata_of_torchs_writer_is_read(folder):
     check_sharded(folder, nn.Linear(2, 3))
 
 
+def test_an_enum_that_python_3_11_0_to_3_11_3_pickled_by_name_is_read(tmp_path):
+    written = Metadata({}, planner_data=Call(getattr, _MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"))
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(written))
+    assert read_metadata(tmp_path).planner_data is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+
+
 def test_hostile_metadata_runs_no_code(tmp_path):
     canary = tmp_path / "canary"
     for call in (
@@ -124,6 +131,7 @@ FAULTS = {
     "empty": (b"", "is damaged"),
     "cut short": (pickle.dumps([1, 2, 3])[:-3], "is damaged"),
     "text": (b"hello", "is damaged"),
+    "more than a member by name": (pickle.dumps(Call(getattr, Metadata, "__init__")), r"builtins\.getattr"),
     "another object": (pickle.dumps({"a": 1}), "holds a dict"),
 }
 
