@@ -193,6 +193,19 @@ class Encoder(nn.Module):
         return self.out(self.encoder(self.into(x))[:, 0])
 
 
+class SummedLast(nn.Module):
+    """A width that a sum at the end wants to grow by zeros, around one that a norm wants to grow by copies."""
+
+    def __init__(self, width: int, grouped: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, width), nn.Linear(6, grouped)
+        self.norm, self.out = nn.GroupNorm(2, grouped), nn.Linear(grouped, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added = self.first(x)
+        return self.out(self.norm(self.second(x))) + added.sum(-1, keepdim=True)
+
+
 class Gated(nn.Module):
     """A gated layer, its halves in one matrix."""
 
@@ -252,6 +265,7 @@ PAIRS = {
     "deeper and wider": Pair(stack, (8, 8), (12, 12, 10)),
     "two heads": Pair(TwoHeads, (8,), (13,)),
     "dropout": Pair(TwoHeads, (8, 0.5), (12, 0.5)),
+    "zeros around copies": Pair(SummedLast, (4, 4), (6, 8)),
     "streams": Pair(Streams, (4, 6), (6, 9)),
     "streams swapped": Pair(Streams, (4, 6, True), (6, 9, True)),
     "one stream": Pair(Streams, (4, 6), (4, 9)),

@@ -69,7 +69,7 @@ def choose(
     promises = options.strategy.function_preserving
     start = first_choice(match, units, options.strategy)
     attempt = _attempts(match, roles, states)
-    chosen = first = attempt(start if promises else replace(start, copied=frozenset()))
+    chosen = first = attempt(start if promises else replace(start, copied=frozenset()), None)
     is_deeper = any(name not in match.names for name in match.target.tensors)
     if not promises or (first.parts and not is_deeper):
         return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost, stuck=first.run)
@@ -83,7 +83,7 @@ def choose(
         if choice in tried:
             return Chosen(start, lost=furthest.lost, stuck=furthest.run)
         tried.add(choice)
-        chosen = attempt(choice)
+        chosen = attempt(choice, chosen.run)
         furthest = max(furthest, chosen, key=_reach)
     return chosen
 
@@ -93,9 +93,9 @@ def _reach(chosen: Chosen) -> int:
     return chosen.run.first_failure if chosen.run is not None else 0
 
 
-def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice], Chosen]:
-    """Runs that all begin with the same match."""
-    length, gains = match.length, _gains(match.target, roles)
+def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice, Run | None], Chosen]:
+    """Runs that all begin with the same match; each takes over from the one before it what it can."""
+    gains = _gains(match.target, roles)
 
     def rank(item: Variable) -> float:
         """Norm gains take up a factor first, then matrices, then biases, then tables; a module attribute last."""
@@ -104,12 +104,12 @@ def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Ch
             return 3.0
         return 0.0 if item[0] in gains else {1: 2.0, 2: 1.0}.get(len(value.axes), 1.0)
 
-    def attempt(choice: Choice) -> Chosen:
-        match.rewind(length)
-        run = interpret(match, roles, states, choice)
-        factors, broken = solve(run.equations, rank)
-        parts = dict.fromkeys(item.reason for item in run.failures if item.parts)
-        lost = dict.fromkeys([item.reason for item in run.failures] + [_broken(item.reason) for item in broken])
+    def attempt(choice: Choice, before: Run | None) -> Chosen:
+        run = interpret(before.under(choice) if before is not None else Run(match, roles, states, choice))
+        failures = run.failures
+        factors, broken = ({}, []) if failures else solve(run.equations, rank)
+        parts = dict.fromkeys(item.reason for item in failures if item.parts)
+        lost = dict.fromkeys([item.reason for item in failures] + [_broken(item.reason) for item in broken])
         return Chosen(choice, run, factors, tuple(parts), tuple(lost))
 
     return attempt

@@ -116,7 +116,9 @@ def _shares(run: Run, node: Node, meaning: Contract, term: Term) -> Scale:
     """Copied units are read in shares; where no single reader can be divided, the sum is larger by their number."""
     total = ONE
     for atom in [atom for slot in term.slots for atom in slot.copied_atoms()]:
-        reader = _reader(run, meaning, atom)
+        if (meaning, atom) not in run.readers:
+            run.readers[meaning, atom] = _reader(run, meaning, atom)
+        reader = run.readers[meaning, atom]
         if reader is None:
             total = total + shifted(multiplicity(run, node, atom))
         else:

@@ -7,18 +7,15 @@ from typing import Any
 
 from lightning_grow.pair.entries import only_moves
 from lightning_grow.pair.find import find
-from lightning_grow.pair.match import Match
-from lightning_grow.pair.roles import Roles
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
 from lightning_grow.plan.content import keep_contents, known_factor
 from lightning_grow.plan.contraction import contract
-from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.moves import along, create, lookup, opaque, rearrange, scatter
 from lightning_grow.plan.pointwise import pointwise
 from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import Equation
 from lightning_grow.plan.statistics import reduce
-from lightning_grow.plan.step import Choice, Decision, NotKept, Step
+from lightning_grow.plan.step import Decision, NotKept, Step
 from lightning_grow.trace.axes import Axis, atoms
 from lightning_grow.trace.meanings import (
     Along,
@@ -47,19 +44,12 @@ _HANDLERS: dict[type, Callable[[Run, Node, Value, Any], Cells]] = {
 }
 
 
-def interpret(match: Match, roles: Roles, states: InitialStates, choice: Choice) -> Run:
-    """Run the target's tape on cells.
+def interpret(run: Run) -> Run:
+    """Run the target's tape on cells, from where a run stands to its end.
 
     Args:
-        match: Source and target side by side; the run adds what it finds to it.
-        roles: Which dimensions of parameters are read and written.
-        states: The states that begin at 0.
-        choice: What is fixed for this run.
-
-    Returns:
-        The run: its decisions, the equations that scales have to meet, and its failures.
+        run: Changed: it holds its decisions then, the equations that scales have to meet, and its failures.
     """
-    run = Run(match, roles, states, choice)
     while not run.is_complete:
         try:
             _take(run, run.begin())

@@ -35,6 +35,7 @@ def find_placement(run: Run, value: Value, source: Value, atom: Axis) -> Tensor 
     if ours is None or theirs is None or ours.shape[1:] != theirs.shape[1:]:
         return None
     alike = torch.isclose(theirs[:, None], ours[None], rtol=_SAME, atol=0.0, equal_nan=True).all(-1)
+    run.placed_for = run.at
     run.alike[atom] = alike & run.alike.get(atom, torch.tensor(True))
     return _in_order(run.alike[atom])
 

@@ -32,9 +32,10 @@ from lightning_grow.plan.cells import (
 from lightning_grow.plan.initial_states import InitialStates
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.plan.step import Choice, Decision, NotKept, Step
+from lightning_grow.plan.tapes import draws, first_uses, weights
 from lightning_grow.trace.axes import Axis, resolve
-from lightning_grow.trace.meanings import Cells, Lookup
-from lightning_grow.trace.tape import Node, Trace, Value, is_random
+from lightning_grow.trace.meanings import Cells, Contract
+from lightning_grow.trace.tape import Node, Value, atoms_of
 
 
 class Run:
@@ -53,16 +54,18 @@ class Run:
         self.steps: list[Step] = []
         self.cells: dict[Value, Cells] = {}
         self.given: dict[Value, tuple[list[int], Cells]] = {}
+        self.readers: dict[tuple[Contract, Axis], Dimension | None] = {}
         self.lost: set[Value] = set()
-        self.refined: set[Value] = set()
+        self.refined: dict[Value, int] = {}
         self.zeros: set[Entry] = set()
         self.means: dict[Entry, Axis] = {}
-        self.because: dict[Entry, str] = {}
+        self.asked: dict[Entry, int] = {}
         self.alike: dict[Axis, Tensor] = {}
+        self.placed_for = -1  # the last step that asked for a place
         match.placed = {}
-        self.first_use = _first_uses(match.target)
-        self.weights = _weights(match.target)
-        self.draws_alike = _draws(match.source) == _draws(match.target)
+        self.first_use = first_uses(match.target)
+        self.weights = weights(match.target)
+        self.draws_alike = draws(match.source) == draws(match.target)
 
     # ---- steps
     @property
@@ -92,22 +95,56 @@ class Run:
 
     def go_back(self, decision: Decision) -> None:
         """Take up a decision: drop every step from the first operator that it concerns."""
-        if self.step.node is not None:
-            asked = dict.fromkeys([*decision.zeros, *decision.means], self.step.node.place)
-            self.because = asked | self.because  # the first that asks
+        self.asked = dict.fromkeys([*decision.zeros, *decision.means], self.at) | self.asked  # the first that asks
         self.zeros |= decision.zeros
         self.means.update(decision.means)
         names = {name for name, _ in decision.zeros | set(decision.means)}
         first = 0 if decision.placed else min([self.at, *(self.first_use.get(name, 0) for name in names)])
         self.match.placed.update(decision.placed)
         if decision.refined is not None:
-            self.refined.add(decision.refined)
-            first = next(at for at, step in enumerate(self.steps) if decision.refined in step.outputs)
+            self.refined[decision.refined] = self.at
+            first = self._step_of(decision.refined)
+        self._drop(first)
+
+    def _drop(self, first: int) -> None:
+        """Forget every step from this one on."""
         self.match.rewind(self.steps[first].length)
-        del self.steps[first:]
+        self.steps = self.steps[:first]
         made = {output for step in self.steps for output in step.outputs}
         self.cells = {value: cells for value, cells in self.cells.items() if value in made}
-        self.lost &= made
+        self.lost = self.lost & made
+
+    def _step_of(self, value: Value) -> int:
+        """The step that computes a value."""
+        return next(at for at, step in enumerate(self.steps) if value in step.outputs)
+
+    def under(self, choice: Choice) -> Run:
+        """A run under another choice, which takes over every step that comes before all that changes."""
+        placed, length = self.match.placed, self.steps[0].length
+        run = Run(self.match, self.roles, self.states, choice)
+        first = self._first_of(self.choice.copied ^ choice.copied)
+        if replace(choice, copied=self.choice.copied) != self.choice or self.placed_for >= first:
+            self.match.rewind(length)
+            return run
+        self.match.placed, run.alike, run.placed_for = placed, self.alike, self.placed_for
+        run.steps, run.cells, run.lost = self.steps, self.cells, self.lost
+        run._drop(first)
+        run.refined = {value: at for value, at in self.refined.items() if at < first}
+        run.asked = {entry: at for entry, at in self.asked.items() if at < first}
+        run.zeros = {entry for entry in self.zeros if entry in run.asked}
+        run.means = {entry: atom for entry, atom in self.means.items() if entry in run.asked}
+        return run
+
+    def _first_of(self, turned: frozenset[Axis]) -> int:
+        """The first step that meets these atoms, or that a decision taken at it or after it goes back to."""
+        nodes = (step.node for step in self.steps)
+        meets = (node is None or not turned.isdisjoint(atoms_of([*node.tensors(), *node.outputs])) for node in nodes)
+        first, before = next(number for number, met in enumerate(meets) if met), -1
+        while first != before:
+            uses = [self.first_use.get(name, 0) for (name, _), at in self.asked.items() if at >= first]
+            uses += [self._step_of(value) for value, at in self.refined.items() if at >= first]
+            before, first = first, min([first, *uses])
+        return first
 
     # ---- results
     @property
@@ -139,6 +176,11 @@ class Run:
     def numbers(self) -> set[tuple[int, str]]:
         """Module attributes that may take up a factor."""
         return {number for step in self.steps for number in step.numbers}
+
+    def because(self, entry: Entry) -> str:
+        """The operator that asks for a cell to be 0 or a mean, if one does."""
+        node = self.steps[self.asked[entry]].node if entry in self.asked else None
+        return node.place if node is not None else ""
 
     # ---- refusals
     def parting(self, origin: str) -> NotKept:
@@ -295,31 +337,3 @@ def _beside(slots: list[Slot], number: int, atom: Axis) -> int:
 def number_variable(node: int, name: str) -> Scale:
     """The free factor of a number argument."""
     return variable(f"{name} of operator {node}", ())
-
-
-def _first_uses(trace: Trace) -> dict[str, int]:
-    uses: dict[str, int] = {}
-    for number, node in enumerate(trace.nodes):
-        for value in node.tensors():
-            if value.name is not None:
-                uses.setdefault(value.name, number)
-    return uses
-
-
-def _draws(trace: Trace) -> list[object]:
-    """What is drawn, in order: under one seed the same draws give the same numbers."""
-    random = [node for node in trace.nodes if is_random(node)]
-    return [(node.op, [[axis.size for axis in value.axes] for value in node.outputs]) for node in random]
-
-
-def _weights(trace: Trace) -> set[Value]:
-    """The values that are parameters, or made of parameters, buffers and constants."""
-    weights = {value for value in trace.tensors.values() if value.trained}
-    for node in trace.nodes:
-        meaning = node.meaning[0]
-        by_index = isinstance(meaning, Lookup) and meaning.gives_matrices
-        values = [meaning.table] if by_index else node.tensors()
-        given = [value for value in values if value.constant is None and (value.trained or value.name is None)]
-        if given and weights.issuperset(given):
-            weights.update(node.outputs)
-    return weights

@@ -8,6 +8,7 @@ output (an addition wants equal ones, a product adds them, a tanh wants none). W
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -85,6 +86,7 @@ def solve(
     ({('norm', (0,)): -0.5}, [])
     """
     rows: dict[Variable, Scale] = {}  # pivot -> expression of which the pivot has coefficient 1
+    users: dict[Variable, set[Variable]] = defaultdict(set)  # variable -> the pivots of all rows that may have it
     broken: list[Equation] = []
     pending = [equation for equation in equations if not equation.scale.is_one]
     if all(abs(equation.scale.constant) < _ZERO for equation in pending):
@@ -97,10 +99,12 @@ def solve(
             continue
         pivot = min(scale.terms, key=lambda item: (rank(item), item))
         row = scale * (1.0 / scale.terms[pivot])
-        for other, expression in rows.items():
-            if pivot in expression.terms:
-                rows[other] = expression - row * expression.terms[pivot]
+        changed = users.pop(pivot, set())
+        for other in changed:
+            rows[other] = rows[other] - row * rows[other].terms.get(pivot, 0.0)
         rows[pivot] = row
+        for item in row.terms:
+            users[item] |= changed | {pivot}
     return {pivot: -row.constant for pivot, row in rows.items() if abs(row.constant) > _ZERO}, broken
 
 

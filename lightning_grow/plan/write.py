@@ -21,6 +21,7 @@ from lightning_grow.plan.tensor_plan import CellPlan, TensorPlan
 from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, atoms, resolve
+from lightning_grow.trace.meanings import Cells
 from lightning_grow.trace.tape import Node, Value
 
 
@@ -87,7 +88,8 @@ def write_tensors(draft: Draft, names: Iterable[str]) -> dict[str, TensorPlan]:
 
 def _write_tensor(draft: Draft, name: str) -> TensorPlan:
     value, old = draft.match.target.tensors[name], draft.match.names.get(name)
-    owner = value.name or name
+    owner, run = value.name or name, draft.chosen.run
+    found = run.of(value) if run is not None and value.constant is None else None
     maps = tuple(
         axis_map(axis, lambda atom, dim=dim: _unit_map(draft, (owner, dim), atom), draft.layout.count)  # type: ignore[misc]
         for dim, axis in enumerate(value.axes)
@@ -98,7 +100,7 @@ def _write_tensor(draft: Draft, name: str) -> TensorPlan:
         source_shape=None if old is None else draft.match.source.tensors[old].shape,
         target_shape=value.shape,
         maps=maps,
-        cells=draft.layout.each_cell(value.axes, lambda index, slots: _write_cell(draft, name, index, slots)),
+        cells=draft.layout.each_cell(value.axes, lambda index, slots: _write_cell(draft, name, found, index, slots)),
         reads=tuple((owner, dim) in draft.roles.read for dim in range(len(value.axes))),
         is_state=not value.trained,
         used_by=tuple(dict.fromkeys(node.place for node in draft.uses.get(value, ()))),
@@ -126,17 +128,16 @@ def _is_shared(draft: Draft, dimension: Dimension, atom: Axis) -> bool:
     return dimension in draft.roles.read and dimension not in draft.roles.written
 
 
-def _write_cell(draft: Draft, name: str, index: tuple[int, ...], slots: list[Slot]) -> CellPlan:
+def _write_cell(draft: Draft, name: str, found: Cells | None, index: tuple[int, ...], slots: list[Slot]) -> CellPlan:
     """What a block of a tensor becomes under the run that keeps the function."""
     value, run, factor = draft.match.target.tensors[name], draft.chosen.run, draft.chosen.factor
     if not draft.strategy.transfers:
         return CellPlan(Kind.NEW)
     if run is None:
         return _plain_cell(draft, name, is_wanted(slots))
-    if value.constant is not None:
+    if found is None:  # a constant
         return CellPlan(Kind.KEPT if is_wanted(slots) and name in draft.match.names else Kind.NEW)
-    cell = run.of(value)[index]
-    because = run.because.get((value.name or name, index), "")
+    cell, because = found[index], run.because((value.name or name, index))
     if cell.kind is Kind.MEAN:
         dim = next(dim for dim, axis in enumerate(value.axes) if resolve(axis) is cell.atom)
         return CellPlan(Kind.MEAN, factor(cell.scale), dim, because=because)
