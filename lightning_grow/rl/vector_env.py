@@ -1,30 +1,17 @@
 """Several environments stepped together, whose state goes into a checkpoint."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gymnasium import spaces
 
 from lightning_grow.errors import NotFinite, WrongSetting
 from lightning_grow.rl.spaces import Environment, make_env, observation_names, space_sizes, time_limit
+from lightning_grow.rl.stepping import Array, make_stepper
 
-Array = npt.NDArray[Any]
 _STOPPED = "The run ends before it is learnt from; mend the environment, or its data."
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """An environment that can be put back into the middle of an episode (its `np_random` is saved for it)."""
-
-    def get_state(self) -> dict[str, Any]:
-        """Return all that the episode depends on, as plain types or tensors."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +24,14 @@ class EpisodeEnd:
 
 
 class VectorEnv:
-    """Step `num_envs` copies of an environment in turn and reset each in the step that ends its episode.
+    """Step `num_envs` copies of an environment and reset each in the step that ends its episode.
 
     Because the reset is in the same step (gymnasium's `AutoresetMode.SAME_STEP`), every transition is a real one: its
     next state is in an `EpisodeEnd` where the episode ended, else in the next `observations`.
 
-    `state_dict` has what a run needs to go on: for environments with `get_state` and `set_state` the episode itself,
-    for all others the random stream only, so that their episode starts anew after a resume.
+    `state_dict` has what a run needs to go on: for environments with `get_state` and `set_state`, and for those that
+    are stepped as arrays, the episode itself; for all others the random stream only, so that their episode starts anew
+    after a resume.
 
     Args:
         env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`.
@@ -59,6 +47,7 @@ class VectorEnv:
     def __init__(self, env: Mapping[str, Any], num_envs: int) -> None:
         self.env = dict(env)
         self.envs: list[Environment] = [make_env(env) for _ in range(num_envs)]
+        self.stepper = make_stepper(self.envs)
         self.time_limit = time_limit(env)
         self.sizes = space_sizes(self.envs[0])
         self.observations = np.zeros((num_envs, self.sizes[0]), np.float32)
@@ -67,11 +56,15 @@ class VectorEnv:
 
     def reset(self, seed: int) -> None:
         """Start an episode in every environment, the i-th with seed + i."""
-        for index, env in enumerate(self.envs):
-            self.observations[index], _ = env.reset(seed=seed + index)
+        for index in range(len(self.envs)):
+            self._start(index, seed + index)
         self.episode_returns[:] = 0
         self.episode_lengths[:] = 0
         self._check_observations()
+
+    def _start(self, index: int, seed: int | None = None) -> None:
+        self.observations[index], _ = self.envs[index].reset(seed=seed)
+        self.stepper.enter(index)
 
     def _check_observations(self) -> None:
         """Refuse what no network can learn from."""
@@ -103,24 +96,21 @@ class VectorEnv:
         Raises:
             NotFinite: A reward or an observation is NaN or infinite.
         """
-        rewards = np.zeros(len(self.envs), np.float32)
-        terminated, truncated = np.zeros((2, len(self.envs)), np.bool_)
+        rewards, terminated, truncated = self.stepper.step(self.to_env_actions(actions), self.observations)
+        self.episode_returns += rewards
+        self.episode_lengths += 1
+        if not np.isfinite(rewards).all():
+            faulty = int(np.isfinite(rewards).argmin())
+            raise NotFinite(f"{self._where(faulty)}: the reward is {rewards[faulty]}. {_STOPPED}")
+        if self.time_limit is not None:
+            truncated |= self.episode_lengths == self.time_limit
+        truncated &= ~terminated
         ends = []
-        for index, (env, action) in enumerate(zip(self.envs, self.to_env_actions(actions), strict=True)):
-            observation, reward, terminated[index], is_truncated, _ = env.step(action)
-            rewards[index] = reward
-            self.episode_returns[index] += float(reward)
-            self.episode_lengths[index] += 1
-            if not math.isfinite(reward):
-                raise NotFinite(f"{self._where(index)}: the reward is {reward}. {_STOPPED}")
-            is_truncated = is_truncated or self.episode_lengths[index] == self.time_limit
-            truncated[index] = is_truncated and not terminated[index]
-            if terminated[index] or is_truncated:
-                ends.append(self.end_episode(index, observation))
-                observation, _ = env.reset()
-            self.observations[index] = observation
+        for index in np.flatnonzero(terminated | truncated).tolist():
+            ends.append(self.end_episode(index, self.observations[index]))
+            self._start(index)
         self._check_observations()
-        return rewards, terminated, truncated, ends
+        return rewards.astype(np.float32), terminated, truncated, ends
 
     def end_episode(self, index: int, observation: Array) -> EpisodeEnd:
         """Close the accounts of one episode."""
@@ -144,7 +134,10 @@ class VectorEnv:
         """Return, in plain types, what `load_state_dict` needs to go on from here."""
         return {
             "env": self.env,
-            "envs": [state_of(env) for env in self.envs],
+            "envs": [
+                {"np_random": env.unwrapped.np_random.bit_generator.state, "state": self.stepper.get_state(index)}
+                for index, env in enumerate(self.envs)
+            ],
             "observations": self.observations.tolist(),
             "episode_returns": self.episode_returns.tolist(),
             "episode_lengths": self.episode_lengths.tolist(),
@@ -156,15 +149,15 @@ class VectorEnv:
             return False
         for index, (env, saved) in enumerate(zip(self.envs, state["envs"], strict=True)):
             # Before the state: a reset draws from the random stream, and gymnasium's wrappers ask for one.
-            self.observations[index], _ = env.reset()
+            self._start(index)
             env.unwrapped.np_random.bit_generator.state = saved["np_random"]
-            if isinstance(env.unwrapped, Resumable):
-                env.unwrapped.set_state(saved["state"])
+            if saved["state"] is not None:
+                self.stepper.set_state(index, saved["state"])
                 self.observations[index] = state["observations"][index]
                 self.episode_returns[index] = state["episode_returns"][index]
                 self.episode_lengths[index] = state["episode_lengths"][index]
             else:
-                self.observations[index], _ = env.reset()
+                self._start(index)
                 self.episode_returns[index] = self.episode_lengths[index] = 0
         return True
 
@@ -172,13 +165,6 @@ class VectorEnv:
         """Close every environment."""
         for env in self.envs:
             env.close()
-
-
-def state_of(env: Environment) -> dict[str, Any]:
-    """Return an environment's random stream and, if it can tell, its episode."""
-    unwrapped = env.unwrapped
-    state = unwrapped.get_state() if isinstance(unwrapped, Resumable) else None
-    return {"np_random": unwrapped.np_random.bit_generator.state, "state": state}
 
 
 def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:

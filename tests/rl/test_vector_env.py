@@ -1,8 +1,11 @@
+import json
+
 import gymnasium
 import numpy as np
 import pytest
 
 from lightning_grow.rl.spaces import env_spaces, make_env
+from lightning_grow.rl.stepping import CartPoles, OneByOne, make_stepper
 from lightning_grow.rl.vector_env import VectorEnv
 
 
@@ -105,12 +108,78 @@ def test_going_on_from_a_state_is_going_straight_on(continuous):
 
 
 def test_a_foreign_environment_starts_its_next_episode():
-    envs, resumed = VectorEnv({"id": "CartPole-v1"}, 2), VectorEnv({"id": "CartPole-v1"}, 2)
+    envs, resumed = VectorEnv({"id": "MountainCar-v0"}, 2), VectorEnv({"id": "MountainCar-v0"}, 2)
     envs.reset(seed=0)
     play(envs, 7)
     assert resumed.load_state_dict(envs.state_dict())
     assert resumed.episode_lengths.tolist() == [0, 0]
     assert np.array_equal(resumed.observations[0], envs.envs[0].reset()[0])
+
+
+ARRAYS = {
+    "CartPole": {"id": "CartPole-v1"},
+    "CartPole, Sutton and Barto's reward": {"id": "CartPole-v1", "sutton_barto_reward": True},
+    "Pendulum": {"id": "Pendulum-v1", "g": 9.0, "max_episode_steps": 50},
+    "market": {"id": "lightning_grow/Market-v0", "episode_bars": 30, "timeframes": ["1h", "4h"], "lookback_bars": 3},
+}
+
+
+def random_actions(envs, seed=0):
+    generator, (_, choices, continuous) = np.random.default_rng(seed), envs.sizes
+    shape = len(envs.envs), 1
+    while True:
+        drawn = generator.normal(size=shape, scale=3) if continuous else generator.integers(choices, size=shape[0])
+        yield drawn.astype(np.float32 if continuous else np.int64)
+
+
+@pytest.mark.parametrize("env", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_take_the_steps_of_the_environments_themselves(env):
+    arrays, one_by_one = VectorEnv(env, 5), VectorEnv(env, 5)
+    assert type(arrays.stepper) is not OneByOne
+    one_by_one.stepper = OneByOne(one_by_one.envs)
+    for envs in (arrays, one_by_one):
+        envs.reset(seed=3)
+    ended = 0
+    for actions, _ in zip(random_actions(arrays), range(300), strict=False):
+        ours, theirs = arrays.step(actions), one_by_one.step(actions)
+        assert np.array_equal(arrays.observations, one_by_one.observations)
+        # numpy's scalars and arrays square float32 torques alike but for one unit in the last place, once in a thousand
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-7)
+        assert np.array_equal(ours[1:3], theirs[1:3])
+        for our, their in zip(ours[3], theirs[3], strict=True):
+            assert np.array_equal(our.observation, their.observation)
+            assert (our.episode_return, our.length) == (pytest.approx(their.episode_return, 2e-7), their.length)
+        ended += len(ours[3])
+    assert ended >= 20
+
+
+@pytest.mark.parametrize("env", ARRAYS.values(), ids=ARRAYS)
+def test_arrays_go_on_from_a_state_and_from_one_of_the_environments_themselves(env):
+    straight, resumed = VectorEnv(env, 3), VectorEnv(env, 3)
+    straight.reset(seed=0)
+    for actions, _ in zip(random_actions(straight), range(33), strict=False):
+        straight.step(actions)
+    state = straight.state_dict()
+    assert resumed.load_state_dict(json.loads(json.dumps(state)))
+    assert resumed.state_dict() == state
+    for actions, _ in zip(random_actions(straight, 1), range(60), strict=False):
+        straight.step(actions)
+        resumed.step(actions)
+    assert resumed.state_dict() == straight.state_dict()
+
+
+class Doubled(gymnasium.RewardWrapper):
+    """Another reward for a known environment."""
+
+    def reward(self, reward):
+        return 2 * reward
+
+
+def test_what_is_around_a_known_environment_keeps_it_from_being_stepped_as_arrays():
+    plain, shown = gymnasium.make("CartPole-v1", -1), gymnasium.make("CartPole-v1", -1, render_mode="rgb_array")
+    assert type(make_stepper([plain])) is CartPoles
+    assert type(make_stepper([Doubled(plain)])) is OneByOne
+    assert type(make_stepper([shown])) is OneByOne
 
 
 @pytest.mark.parametrize(
