@@ -70,6 +70,11 @@ class ActorCritic(nn.Module):
         if continuous:
             self.log_std = nn.Parameter(torch.zeros(self.action_dim))
 
+    @property
+    def policy_layers(self) -> list[nn.Module]:
+        """What `policy` runs, one after the other."""
+        return [self.trunk, self.actor_head] if self.shared_trunk else [self.actor]
+
     def policy(self, observations: Tensor) -> Tensor:
         """Return the logits or the mean of the actions: `(..., state_dim)` to `(..., action_dim)`."""
         output: Tensor = self.actor_head(self.trunk(observations)) if self.shared_trunk else self.actor(observations)

@@ -43,6 +43,12 @@ class ObservationNormalizer(nn.Module):
         normalized = (observations - self.mean) * (self.var + self.epsilon).rsqrt()
         return torch.where(self.count > 0, normalized, observations).clamp(-self.clip, self.clip)
 
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the factor of `forward`, `(state_dim,)`: 0 and 1 for a feature never seen."""
+        seen = self.count > 0
+        mean = torch.where(seen, self.mean, torch.zeros_like(self.mean))
+        return mean, torch.where(seen, (self.var + self.epsilon).rsqrt(), torch.ones_like(self.var))
+
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:
         """Merge the moments of `observations` `(..., state_dim)` into the running ones."""

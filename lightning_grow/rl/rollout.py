@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.frozen import freeze
 from lightning_grow.rl.vector_env import EpisodeEnd, VectorEnv
 
 
@@ -39,7 +41,6 @@ class Rollout:
     episode_lengths: list[int]
 
 
-@torch.no_grad()
 def collect(
     envs: VectorEnv, agent: ActorCritic, normalizer: nn.Module, num_steps: int, generator: torch.Generator
 ) -> Rollout:
@@ -56,28 +57,26 @@ def collect(
         generator: Source of the action noise, on the CPU.
     """
     num_envs, state_dim = envs.observations.shape
-    device = next(agent.parameters()).device
-    shape = (num_steps, num_envs)
-    noise = agent.noise(shape, generator).to(device)
+    device, shape = next(agent.parameters()).device, (num_steps, num_envs)
+    noise = agent.noise(shape, generator).to(device).unbind(0)
     observations = torch.empty(num_steps + 1, num_envs, state_dim)  # of the default type: float64 under 64-true
     outputs = torch.empty(*shape, agent.action_dim, device=device)
     actions = torch.empty(*shape, *agent.action_shape, dtype=None if agent.continuous else torch.int64)
     rewards = torch.empty(shape)
     terminated, truncated = torch.empty(2, *shape, dtype=torch.bool)
+    seen, taken = observations.numpy(), actions.numpy()  # the same memory
+    step_rewards, step_terminated, step_truncated = rewards.numpy(), terminated.numpy(), truncated.numpy()
     ends: list[EpisodeEnd] = []
-    for step in range(num_steps):
-        observations[step] = torch.from_numpy(envs.observations)
-        outputs[step] = agent.policy(normalizer(observations[step].to(device)))
-        actions[step] = agent.distribution(outputs[step]).sample(noise[step])
-        step_rewards, step_terminated, step_truncated, step_ends = envs.step(actions[step].numpy())
-        rewards[step] = torch.from_numpy(step_rewards)
-        terminated[step] = torch.from_numpy(step_terminated)
-        truncated[step] = torch.from_numpy(step_truncated)
-        ends += step_ends
-    observations[num_steps] = torch.from_numpy(envs.observations)
-    final_observations = (
-        torch.stack([torch.from_numpy(end.observation) for end in ends]) if ends else observations[:0, 0]
-    )
+    with torch.inference_mode():
+        policy = freeze(normalizer, *agent.policy_layers)
+        for step, (shown, output, action) in enumerate(zip(observations[:-1], outputs, actions, strict=True)):
+            seen[step] = envs.observations
+            output.copy_(policy(shown.to(device)))
+            action.copy_(agent.distribution(output).sample(noise[step]))
+            step_rewards[step], step_terminated[step], step_truncated[step], step_ends = envs.step(taken[step])
+            ends += step_ends
+    seen[num_steps] = envs.observations
+    final_observations = np.stack([end.observation for end in ends]) if ends else seen[:0, 0]
     return Rollout(
         observations.to(device),
         outputs,
@@ -85,7 +84,7 @@ def collect(
         rewards.to(device),
         terminated.to(device),
         truncated.to(device),
-        final_observations.to(observations),
+        torch.from_numpy(final_observations).to(observations),
         [end.episode_return for end in ends],
         [end.length for end in ends],
     )
