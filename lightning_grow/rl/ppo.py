@@ -303,10 +303,7 @@ class PPO(GrowableMixin, LightningModule):
         }
         if self.hparams["anneal_lr"]:
             cast(LambdaLR, self.lr_schedulers()).step()
-        diagnostics |= self.statistics.compute()
-        episode_return = diagnostics.pop("episode_return")
-        self.log("episode_return", episode_return, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
-        self.log_dict(diagnostics, on_step=False, on_epoch=True, batch_size=1)
+        self._log(diagnostics | self.statistics.compute())
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
@@ -323,6 +320,15 @@ class PPO(GrowableMixin, LightningModule):
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.hparams["max_grad_norm"])
         check_step(loss, norm, self.trainer.global_step)
         optimizer.step()
+
+    def _log(self, diagnostics: dict[str, Any]) -> None:
+        """Log once and at once: `log_dict` costs 0.3 ms a name, a tenth of an iteration of a small agent."""
+        found = {name: torch.as_tensor(value).detach().cpu().float() for name, value in diagnostics.items()}
+        self.log("episode_return", found["episode_return"], prog_bar=True, logger=False, batch_size=1)
+        self.trainer.callback_metrics.update(found)
+        row = {name: value.item() for name, value in found.items()} | {"epoch": self.current_epoch}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.current_epoch)
 
     def _num_iterations(self) -> int:
         return count_iterations(self.trainer, self.hparams)

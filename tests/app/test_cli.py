@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_epoch(lightning_grow, tmp_p
     (tmp_path / "killed.py").write_text(textwrap.dedent(KILLED))
     market = ("env=market", "env.state_features=2", "env.timeframes=[1h]", "model.num_steps=16", "trainer.max_epochs=3")
     command = [sys.executable, "-m", "lightning_grow", *market, *QUICK, "hydra.run.dir=killed"]
-    command.append("+callbacks.kill={_target_:killed.Kill}")
+    command += ["+callbacks.kill={_target_:killed.Kill}", "callbacks.checkpoint.seconds=0"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir()] == ["last.ckpt"]
