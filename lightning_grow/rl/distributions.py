@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ class Categorical:
     """
 
     logits: Tensor
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """Of every action, `(..., action_dim)`."""
+        return self.logits.log_softmax(-1)
 
     @staticmethod
     def noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -34,12 +40,11 @@ class Categorical:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """Return log p(actions), of the shape of `actions`: `(...)`."""
-        return self.logits.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return self.log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """Return -sum p log p in nats, shape `(...)`."""
-        log_probs = self.logits.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class MultiCategorical:
     logits: Tensor
     sizes: Sequence[int]
 
-    @property
+    @cached_property
     def parts(self) -> list[Categorical]:
         """The distribution of each part."""
         return [Categorical(logits) for logits in torch.split(self.logits, list(self.sizes), -1)]

@@ -35,9 +35,23 @@ class Batch:
     advantages: Tensor
     returns: Tensor
 
-    def take(self, indices: Tensor) -> "Batch":
-        """Return the samples at `indices`."""
-        return Batch(*(getattr(self, name)[indices] for name in self.__dataclass_fields__))
+    def shuffled(self, order: Tensor, parts: int) -> list["Batch"]:
+        """Return the samples in another order, cut into parts whose sizes differ by one at most."""
+        columns = [getattr(self, name).index_select(0, order).tensor_split(parts) for name in self.__dataclass_fields__]
+        return [Batch(*part) for part in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What one optimizer step has seen.
+
+    Attributes:
+        losses: Of policy and value, and the entropy; scalars.
+        log_ratios: Of the minibatch, `(batch,)`.
+    """
+
+    losses: tuple[Tensor, Tensor, Tensor]
+    log_ratios: Tensor
 
 
 @torch.no_grad()
@@ -73,22 +87,25 @@ def update(
         take_step: Follows the gradient of a loss.
 
     Returns:
-        The mean of each of `DIAGNOSTICS` over the steps.
+        Each of `DIAGNOSTICS`: means of the losses over the steps, of the others over the samples of all steps.
     """
-    steps: list[Tensor] = []
+    found: list[Diagnostics] = []
     for _ in range(settings["update_epochs"]):
         order = torch.randperm(len(samples.returns), generator=generator).to(samples.returns.device)
-        for indices in order.tensor_split(settings["num_minibatches"]):
-            loss, diagnostics = minibatch_loss(agent, samples.take(indices), settings)
+        for minibatch in samples.shuffled(order, settings["num_minibatches"]):
+            loss, diagnostics = minibatch_loss(agent, minibatch, settings)
             take_step(loss)
-            steps.append(diagnostics)
-        if settings["target_kl"] is not None and steps[-1][DIAGNOSTICS.index("approx_kl")] > settings["target_kl"]:
+            found.append(diagnostics)
+        if settings["target_kl"] is not None and approximate_kl(found[-1].log_ratios) > settings["target_kl"]:
             break
-    return dict(zip(DIAGNOSTICS, torch.stack(steps).mean(0), strict=True))
+    log_ratios = torch.cat([step.log_ratios for step in found])
+    means = torch.stack([torch.stack(step.losses) for step in found]).mean(0)
+    kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, settings["clip_coef"])
+    return dict(zip(DIAGNOSTICS, [*means, kl, clipped], strict=True))
 
 
-def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the loss of some samples, and their `DIAGNOSTICS`, `(5,)`."""
+def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Diagnostics]:
+    """Return the loss of some samples, and what `DIAGNOSTICS` are made of."""
     clip_coef = settings["clip_coef"]
     distribution = agent.distribution(agent.policy(samples.observations))
     log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
@@ -100,6 +117,4 @@ def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, An
     critic_loss = value_loss(values, samples.values, samples.returns, clip_coef if settings["clip_vloss"] else None)
     entropy = distribution.entropy().mean()
     loss = actor_loss - settings["ent_coef"] * entropy + settings["vf_coef"] * critic_loss
-    log_ratios = log_ratios.detach()
-    kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, clip_coef)
-    return loss, torch.stack([actor_loss.detach(), critic_loss.detach(), entropy.detach(), kl, clipped])
+    return loss, Diagnostics((actor_loss.detach(), critic_loss.detach(), entropy.detach()), log_ratios.detach())
