@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.frozen import freeze
 from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
 from lightning_grow.rl.rollout import Rollout
@@ -57,11 +58,12 @@ class Diagnostics:
 @torch.no_grad()
 def prepare(rollout: Rollout, agent: ActorCritic, normalizer: nn.Module, gamma: float, gae_lambda: float) -> Batch:
     """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
-    observations = normalizer(rollout.observations)
+    normalize = freeze(normalizer)
+    observations = normalize(rollout.observations)
     values = agent.value(observations).squeeze(-1)
     next_values = values[1:].clone()
     # The observation after an end belongs to the next episode.
-    final_values = agent.value(normalizer(rollout.final_observations)).squeeze(-1)
+    final_values = agent.value(normalize(rollout.final_observations)).squeeze(-1)
     next_values[rollout.terminated | rollout.truncated] = final_values
     ends = rollout.terminated, rollout.truncated
     advantages = generalized_advantages(rollout.rewards, values[:-1], next_values, *ends, gamma, gae_lambda)
