@@ -21,7 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lightning_grow.app.config import GymConfig, MarketConfig, RunConfig
+from lightning_grow.app.config import GymConfig, MarketConfig, Mode, RunConfig
+from lightning_grow.app.evaluation import run_evaluation
 from lightning_grow.callbacks.surroundings import check_total
 from lightning_grow.errors import CheckpointError, GrowError, WrongSetting
 from lightning_grow.files.checkpoint import read_checkpoint
@@ -66,12 +67,14 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_grow.conf", config_name="config")
 def run(config: DictConfig) -> None:
-    """Train as configured, from `ckpt_path` on if there is one, and say what was written."""
+    """Train as configured, from `ckpt_path` on if there is one, or evaluate its agent; say what was written."""
     check_keys(config)
     hush_host()
     ckpt_path = find_checkpoint(config.ckpt_path)
     torch.set_num_threads(config.num_threads)
     seed_everything(config.seed, workers=True, verbose=False)
+    if config.mode == Mode.eval:
+        return run_evaluation(config, ckpt_path)
     model, trainer = make_model(config), make_trainer(config)
     if ckpt_path is not None:
         check_total(trainer, read_checkpoint(ckpt_path))
@@ -202,5 +205,5 @@ def suggest(error: BaseException) -> str:
         wanted, known = str(error.key), [str(key) for key in error.parent_node]
     else:
         return ""
-    nearest = get_close_matches(wanted, known, n=1)
-    return f"Did you mean '{nearest[0]}'? Known: {', '.join(known)}." if nearest else f"Known: {', '.join(known)}."
+    nearest = " or ".join(f"'{near}'" for near in get_close_matches(wanted, known, n=2, cutoff=0.7))
+    return f"Did you mean {nearest}? Known: {', '.join(known)}." if nearest else f"Known: {', '.join(known)}."

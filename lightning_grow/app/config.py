@@ -4,6 +4,7 @@ Only types are here. The values are in `conf/`, one file a choice, each key with
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -64,6 +65,22 @@ class MarketConfig:
     reward_scale: float = MISSING
 
 
+class Mode(Enum):
+    """What the command does."""
+
+    train = "train"
+    eval = "eval"
+
+
+@dataclass
+class EvaluationConfig:
+    """What `mode=eval` plays."""
+
+    episodes: int = MISSING
+    seed: int = MISSING
+    env: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class RunConfig:
     """A whole run: `config.yaml` and one choice of each group."""
@@ -74,6 +91,8 @@ class RunConfig:
     ckpt_path: str | None = None
     run_dir: str = MISSING
     debug: bool = False
+    mode: Mode = Mode.train
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     env: Any = MISSING
     strategy: Any = MISSING

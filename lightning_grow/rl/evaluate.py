@@ -1,12 +1,17 @@
 """Play whole episodes with an agent, to see how good it is."""
 
 from collections.abc import Mapping
+from statistics import fmean, pstdev
 from typing import Any
 
+import lightning
 import numpy as np
 import torch
 
+from lightning_grow.rl.frozen import freeze
+from lightning_grow.rl.market import MARKET_ID, MarketEnv
 from lightning_grow.rl.ppo import PPO
+from lightning_grow.rl.spaces import make_env
 from lightning_grow.rl.vector_env import VectorEnv
 
 
@@ -27,10 +32,10 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     """
     envs, generator = VectorEnv(env, episodes), torch.Generator().manual_seed(seed)
     envs.reset(seed)
-    returns: dict[int, float] = {}
+    policy, returns = freeze(agent.normalizer, *agent.agent.policy_layers), dict[int, float]()
     while len(returns) < episodes:
         observations = torch.from_numpy(envs.observations).to(next(agent.parameters()))
-        distribution = agent.agent.distribution(agent.agent.policy(agent.normalizer(observations)))
+        distribution = agent.agent.distribution(policy(observations))
         noise = agent.agent.noise((episodes,), generator).to(observations)
         actions = distribution.mode if greedy else distribution.sample(noise)
         _, terminated, truncated, ends = envs.step(actions.cpu().numpy())
@@ -39,3 +44,52 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
         returns = {index: end.episode_return for index, end in zip(ended, ends, strict=True)} | returns
     envs.close()
     return [returns[index] for index in range(episodes)]
+
+
+def unseen(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an environment as it is for evaluation: the market's last fifth, which no training sees.
+
+    >>> unseen({"id": "CartPole-v1"}), unseen({"id": "lightning_grow/Market-v0"})["period"]
+    ({'id': 'CartPole-v1'}, 'evaluate')
+    """
+    return {**env, "period": "evaluate"} if env["id"] == MARKET_ID else dict(env)
+
+
+@torch.no_grad()
+def equity_curve(agent: PPO, env: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the times of the market's evaluation and the equity at each, 1 at the first, of the greedy agent."""
+    made = make_env(unseen(env))
+    market, policy = made.unwrapped, freeze(agent.normalizer, *agent.agent.policy_layers)
+    if not isinstance(market, MarketEnv):
+        raise TypeError(f"only a market has an equity, {env['id']} has none.")
+    observation, equity, over = made.reset(seed=0)[0], [1.0], False
+    while not over:
+        shown = torch.from_numpy(observation)[None].to(next(agent.parameters()))
+        action = agent.agent.distribution(policy(shown)).mode
+        observation, _, _, over, info = made.step(int(action))
+        equity.append(float(np.exp(info["log_equity"])))
+    return market.table.closes_at[market.decisions.start :][: len(equity)], np.array(equity)
+
+
+class EvaluationCallback(lightning.Callback):
+    """Play episodes every few epochs, and log `eval/episode_return` (their mean) and `eval/episode_return_std`.
+
+    A `ModelCheckpoint(monitor="eval/episode_return", mode="max")` keeps the best. Training is as without it, bit for
+    bit: evaluation has environments and random streams of its own.
+
+    Args:
+        every_n_epochs: Iterations between two evaluations.
+        episodes: How many to play.
+        greedy: Whether to take the most probable action instead of a sampled one.
+        seed: Of environments and actions, the same at each evaluation.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, episodes: int = 10, greedy: bool = True, seed: int = 1000) -> None:
+        self.every_n_epochs, self.episodes, self.greedy, self.seed = every_n_epochs, episodes, greedy, seed
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate if it is time."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs or not isinstance(pl_module, PPO):
+            return
+        found = evaluate(pl_module, unseen(pl_module.hparams["env"]), self.episodes, self.seed, self.greedy)
+        pl_module.log_dict({"eval/episode_return": fmean(found), "eval/episode_return_std": pstdev(found)})

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from statistics import fmean
 
 import gymnasium
 import pytest
@@ -107,6 +108,37 @@ def test_a_staged_run_grows_twice_on_the_market(lightning_grow, tmp_path):
     assert len(list((tmp_path / "staged/logs").glob("growth_report*.json"))) == 2
 
 
+def test_the_agent_of_a_checkpoint_is_evaluated(lightning_grow, small_run, tmp_path):
+    asked = ("evaluation.episodes=3", "+evaluation.env.max_episode_steps=30", "hydra.run.dir=found")
+    code, printed = lightning_grow("mode=eval", f"ckpt_path={small_run}", *asked)
+    assert code == 0, printed
+    found = json.loads((tmp_path / "found/evaluation.json").read_text())
+    assert found["env"] == {"id": "CartPole-v1", "max_episode_steps": 30}
+    assert {way: len(returns) for way, returns in found["returns"].items()} == {"greedy": 3, "sampled": 3}
+    assert max(found["returns"]["greedy"] + found["returns"]["sampled"]) <= 30
+    assert f"{fmean(found['returns']['greedy']):.6g}" in printed
+    assert not (tmp_path / "found/checkpoints").exists()
+
+
+def test_an_evaluation_of_the_market_writes_its_equity(lightning_grow, tmp_path):
+    market = ("env=market", "env.state_features=2", "env.timeframes=[1d]", "env.lookback_bars=2", "env.episode_bars=9")
+    assert lightning_grow(*market, "model.num_steps=16", "trainer.max_epochs=1", "hydra.run.dir=small", *QUICK)[0] == 0
+    code, printed = lightning_grow("mode=eval", "ckpt_path=small/checkpoints/last.ckpt", "hydra.run.dir=found")
+    assert code == 0, printed
+    lines = (tmp_path / "found/equity.csv").read_text().splitlines()
+    assert lines[0] == "time,equity"
+    assert lines[1].endswith(",1.00000000")
+    assert (tmp_path / "found/equity.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("path", "words"), [("", "say ckpt_path=FILE"), ("other.ckpt", "holds no agent of ours")])
+def test_an_evaluation_needs_an_agent(lightning_grow, tmp_path, path, words):
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
+    code, printed = lightning_grow("mode=eval", *([f"ckpt_path={path}"] if path else []))
+    assert code != 0
+    assert words in f"{code}{printed}"
+
+
 def test_hyperparameters_are_plain_containers(small_run):
     saved = torch.load(small_run, weights_only=True)["hyper_parameters"]
     assert type(saved["hidden_dims"]) is list
@@ -135,7 +167,7 @@ def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, sma
     ("arguments", "message"),
     [
         pytest.param(["model.hiden_dims=[3]"], r"model\.hiden_dims.*Did you mean 'hidden_dims'\?", id="key"),
-        pytest.param(["modle=x"], r"modle.*Did you mean 'model'\?", id="group"),
+        pytest.param(["modle=x"], r"modle.*Did you mean 'mode' or 'model'\?", id="group"),
         pytest.param(["strategy=net2widr"], r"net2widr.*Did you mean 'net2wider'\?", id="choice"),
         pytest.param(["env=market", "env.lookback=3"], r"Did you mean 'lookback_bars'\?", id="key of the market"),
         pytest.param(["trainer.max_epoch=3"], r"Did you mean 'max_epochs'\?", id="key of the Trainer"),
