@@ -143,7 +143,8 @@ def make_model(config: DictConfig) -> LightningModule:
     """Build the module, with the sizes that the environment has; its hyperparameters are plain containers."""
     env: dict[str, Any] = OmegaConf.to_container(config.env, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     env |= env.pop("kwargs", {})
-    sizes = dict(zip(("state_dim", "action_dim", "continuous"), env_spaces(env), strict=True))
+    found = env_spaces(env, images=config.model.get("encoder") is not None)
+    sizes = dict(zip(("state_dim", "action_dim", "continuous"), found, strict=True))
     missing = {name: size for name, size in sizes.items() if config.model[name] is None}
     model: LightningModule = instantiate(config.model, env=env, **missing, _convert_="all")
     return model

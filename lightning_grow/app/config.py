@@ -15,12 +15,13 @@ class ModelConfig:
     """Arguments of `lightning_grow.rl.PPO`; what is null here is read off the environment."""
 
     _target_: str = MISSING
-    state_dim: int | None = None
+    state_dim: Any = None
     action_dim: Any = None
     continuous: bool | None = None
     hidden_dims: list[int] = MISSING
     activation: str = MISSING
     shared_trunk: bool = MISSING
+    encoder: Any = None
     normalize_observations: bool = MISSING
     num_envs: int = MISSING
     num_steps: int = MISSING

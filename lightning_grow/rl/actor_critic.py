@@ -2,13 +2,16 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_grow.errors import WrongSetting
 from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical
+from lightning_grow.rl.encoders import Encoder, make_encoder
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -26,15 +29,17 @@ class ActorCritic(nn.Module):
     Weights are orthogonal with CleanRL's gains: sqrt(2) in the trunk, 0.01 for the policy, 1 for the value; biases 0.
 
     Args:
-        state_dim: Length of an observation.
+        state_dim: Length of an observation; [height, width, channels] of an image, which needs an `encoder`.
         action_dim: Number of discrete actions (a list where several are chosen at once), or length of a continuous one.
         continuous: Gaussian actions with a state-independent `log_std` instead of a choice.
         hidden_dims: Width of each hidden layer, of actor and critic alike; may be empty.
         activation: One of `ACTIVATIONS`.
         shared_trunk: Whether actor and critic share all but their last layer.
+        encoder: Of images, shared by actor and critic, which read its features: see `make_encoder`.
 
     Raises:
         ValueError: If there is no such activation, or a size is below 1.
+        WrongSetting: If there are images and no encoder, or the other way round.
 
     >>> agent = ActorCritic(state_dim=4, action_dim=2, hidden_dims=[8])
     >>> logits, value = agent(torch.zeros(3, 4))
@@ -44,15 +49,25 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self,
-        state_dim: int,
+        state_dim: int | Sequence[int],
         action_dim: int | Sequence[int],
         continuous: bool = False,
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared_trunk: bool = False,
+        encoder: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        sizes = [state_dim, *hidden_dims]
+        if isinstance(state_dim, int) != (encoder is None):
+            raise WrongSetting(
+                f"An encoder is for images, state_dim=[height, width, channels]; came {state_dim=}, {encoder=}."
+            )
+        self.encoder: Encoder | None = None
+        if isinstance(state_dim, int) or encoder is None:
+            sizes = [cast(int, state_dim), *hidden_dims]
+        else:
+            self.encoder = make_encoder(state_dim, encoder)
+            sizes = [self.encoder.out.out_features, *hidden_dims]
         parts = [action_dim] if isinstance(action_dim, int) else list(action_dim)
         if min(*sizes, *parts, len(parts)) < 1:
             raise ValueError(
@@ -73,27 +88,37 @@ class ActorCritic(nn.Module):
     @property
     def policy_layers(self) -> list[nn.Module]:
         """What `policy` runs, one after the other."""
-        return [self.trunk, self.actor_head] if self.shared_trunk else [self.actor]
+        head: list[nn.Module] = [self.trunk, self.actor_head] if self.shared_trunk else [self.actor]
+        return head if self.encoder is None else [self.encoder, *head]
 
     def policy(self, observations: Tensor) -> Tensor:
         """Return the logits or the mean of the actions: `(..., state_dim)` to `(..., action_dim)`."""
-        output: Tensor = self.actor_head(self.trunk(observations)) if self.shared_trunk else self.actor(observations)
-        return output
+        return self._chain(self.policy_layers, observations)
 
     def value(self, observations: Tensor) -> Tensor:
         """Return the state values: `(..., state_dim)` to `(..., 1)`."""
-        output: Tensor = self.critic_head(self.trunk(observations)) if self.shared_trunk else self.critic(observations)
-        return output
+        head = [self.trunk, self.critic_head] if self.shared_trunk else [self.critic]
+        return self._chain(head if self.encoder is None else [self.encoder, *head], observations)
+
+    @staticmethod
+    def _chain(layers: Iterable[nn.Module], inputs: Tensor) -> Tensor:
+        for layer in layers:
+            inputs = layer(inputs)
+        return inputs
+
+    def both(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `policy` and `value` do; what they share is run once."""
+        features = observations if self.encoder is None else self.encoder(observations)
+        if self.shared_trunk:
+            features = self.trunk(features)
+            return self.actor_head(features), self.critic_head(features)
+        return self.actor(features), self.critic(features)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """Return (logits, value), the logits of each part and the value, or (mean, value, log_std)."""
-        if self.shared_trunk:
-            features = self.trunk(observations)
-            output, value = self.actor_head(features), self.critic_head(features)
-        else:
-            output, value = self.actor(observations), self.critic(observations)
+        output, value = self.both(observations)
         if self.parts is not None:  # apart, so that a part that grows keeps the others where they are
-            return *output.split(self.parts, -1), value
+            return *torch.split(output, self.parts, -1), value
         return (output, value, self.log_std) if self.continuous else (output, value)
 
     def distribution(self, output: Tensor) -> Categorical | MultiCategorical | Gaussian:

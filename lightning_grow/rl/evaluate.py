@@ -30,11 +30,12 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     >>> len(evaluate(agent, {"id": "CartPole-v1"}, episodes=3, seed=0))
     3
     """
-    envs, generator = VectorEnv(env, episodes), torch.Generator().manual_seed(seed)
+    envs, generator = VectorEnv(env, episodes, agent.agent.encoder is not None), torch.Generator().manual_seed(seed)
     envs.reset(seed)
     policy, returns = freeze(agent.normalizer, *agent.agent.policy_layers), dict[int, float]()
     while len(returns) < episodes:
-        observations = torch.from_numpy(envs.observations).to(next(agent.parameters()))
+        shown = torch.from_numpy(envs.observations).to(agent.device)
+        observations = shown.to(agent.dtype) if shown.is_floating_point() else shown
         distribution = agent.agent.distribution(policy(observations))
         noise = agent.agent.noise((episodes,), generator).to(observations)
         actions = distribution.mode if greedy else distribution.sample(noise)

@@ -14,10 +14,11 @@ from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_file
 from lightning_grow.files.rebuild import rebuild_source
 from lightning_grow.grow import grow_in_place
-from lightning_grow.options import Options
+from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.normalizer import ObservationNormalizer
+from lightning_grow.strategies import Strategy
 
 KEY = "lightning_grow.rl"
 """A PPO's own key in a checkpoint; everything under it is of plain types."""
@@ -92,6 +93,19 @@ def grow_from_file(agent: LightningModule, path: str | Path, options: Options) -
     source = rebuild_source(agent, checkpoint, checkpoint["state_dict"])
     report = grow_in_place(source, agent, replace(options, rename=None))  # the file's names are ours by now
     return report, checkpoint.get(KEY, {})
+
+
+def transfer_options(options: GrowthOptions, transfer_strategy: str | Strategy | None) -> Options:
+    """Check the options of a `load_with_transfer`, whose strategy has two names.
+
+    Raises:
+        TypeError: There is no such option, or a strategy under both names.
+    """
+    if transfer_strategy is not None:
+        if "strategy" in options:
+            raise TypeError("load_with_transfer got a strategy and a transfer_strategy, which mean the same.")
+        options["strategy"] = transfer_strategy
+    return check_options(options, "load_with_transfer", "transfer_strategy", "device")
 
 
 def plain_names(rename: Mapping[str, str]) -> dict[str, str]:

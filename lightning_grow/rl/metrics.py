@@ -1,8 +1,10 @@
 """What the agent has been through, as a torchmetrics metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -62,3 +64,16 @@ class EpisodeStatistics(Metric):
         for name, value in state.items():
             setattr(self, name, value.to(self.device))
         self._update_count, self._computed = 1, None
+
+
+def log_at_once(module: LightningModule, values: Mapping[str, Any]) -> None:
+    """Log an epoch's numbers: one row in every logger, in `callback_metrics`, the episode return on the progress bar.
+
+    `log_dict` costs 0.3 ms a name, in all a tenth of an iteration of a small agent.
+    """
+    found = {name: torch.as_tensor(value).detach().cpu().float() for name, value in values.items()}
+    module.log("episode_return", found["episode_return"], prog_bar=True, logger=False, batch_size=1)
+    module.trainer.callback_metrics.update(found)
+    row = {name: value.item() for name, value in found.items()} | {"epoch": module.current_epoch}
+    for logger in module.loggers:
+        logger.log_metrics(row, step=module.current_epoch)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -15,19 +16,19 @@ from typing_extensions import Unpack
 
 from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.errors import WrongSetting
-from lightning_grow.options import GrowthOptions, check_options
+from lightning_grow.options import GrowthOptions
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.annealing import annealed, count_iterations
 from lightning_grow.rl.finite import check_state, check_step
-from lightning_grow.rl.load import KEY, grow_from_file
+from lightning_grow.rl.load import KEY, grow_from_file, transfer_options
 from lightning_grow.rl.losses import explained_variance
 from lightning_grow.rl.market import MARKET_ID, describe_sizes
-from lightning_grow.rl.metrics import EpisodeStatistics
+from lightning_grow.rl.metrics import EpisodeStatistics, log_at_once
 from lightning_grow.rl.normalizer import ObservationNormalizer
 from lightning_grow.rl.rollout import Rollout, collect
 from lightning_grow.rl.settings import check_settings, check_trainer
-from lightning_grow.rl.spaces import make_env, observation_names
+from lightning_grow.rl.spaces import shown_names
 from lightning_grow.rl.update import Batch, prepare, update
 from lightning_grow.rl.vector_env import VectorEnv, make_fitting
 from lightning_grow.strategies import Strategy
@@ -46,14 +47,17 @@ class PPO(GrowableMixin, LightningModule):
     environment starts a new episode at a resume.
 
     Args:
-        state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`).
+        state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`);
+            [height, width, channels] of an image, for an `encoder`.
         action_dim: Number of discrete actions (a list where several are chosen at once), or length of a continuous one.
         continuous: Gaussian actions, clipped to the environment's bounds, instead of a choice.
-        env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`; CartPole-v1 when None.
+        env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`; CartPole-v1 when None. "frame_stack" is how many
+            observations the agent is shown as one, the newest last.
         hidden_dims: Width of each hidden layer, of actor and critic alike.
         activation: elu, gelu, leaky_relu, relu, silu or tanh.
         shared_trunk: Whether actor and critic share all but their last layer.
-        normalize_observations: Whether to shift and scale observations by running statistics.
+        encoder: Of images: `{"kind": "nature_cnn" or "impala_cnn", **its settings}`; see `lightning_grow.rl.encoders`.
+        normalize_observations: Whether to shift and scale observations by running statistics; not those of an encoder.
         num_envs: Environments stepped together.
         num_steps: Steps in each environment per iteration.
         learning_rate: Of Adam, at the start.
@@ -95,13 +99,14 @@ class PPO(GrowableMixin, LightningModule):
 
     def __init__(
         self,
-        state_dim: int,
+        state_dim: int | Sequence[int],
         action_dim: int | Sequence[int],
         continuous: bool = False,
         env: Mapping[str, Any] | None = None,
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "tanh",
         shared_trunk: bool = False,
+        encoder: Mapping[str, Any] | None = None,
         normalize_observations: bool = True,
         num_envs: int = 4,
         num_steps: int = 128,
@@ -123,16 +128,18 @@ class PPO(GrowableMixin, LightningModule):
     ) -> None:
         super().__init__()
         env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
-        action_dim = action_dim if isinstance(action_dim, int) else list(action_dim)
+        state_dim, action_dim = (size if isinstance(size, int) else list(size) for size in (state_dim, action_dim))
+        encoder = None if encoder is None else dict(encoder)
         self.save_hyperparameters()
         check_settings(self.hparams)
         self.automatic_optimization = False
-        self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk)
-        self.normalizer = ObservationNormalizer(state_dim) if normalize_observations else nn.Identity()
+        self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk, encoder)
+        is_normalized = normalize_observations and isinstance(state_dim, int)
+        self.normalizer = ObservationNormalizer(cast(int, state_dim)) if is_normalized else nn.Identity()
         self.statistics = EpisodeStatistics()
         # Real values even under torch.device("meta"), and the same for every agent: growth is verified on them.
         fixed = torch.Generator().manual_seed(0)
-        self.example_input_array = torch.randn(7, state_dim, generator=fixed, device="cpu")
+        self.example_input_array = torch.randn(7, *np.atleast_1d(state_dim), generator=fixed, device="cpu")
         self.envs: VectorEnv | None = None
         self.generator: torch.Generator | None = None
         self.run_state: dict[str, Any] | None = None
@@ -165,12 +172,11 @@ class PPO(GrowableMixin, LightningModule):
     @property
     def input_names(self) -> list[str] | None:
         """Names of the observation's entries, where the environment or its space has them: see `observation_names`."""
-        if self.envs is not None and self.envs.env == self.hparams["env"]:
-            return observation_names(self.envs.envs[0])
-        env = make_env(self.hparams["env"])
-        names = observation_names(env)
-        env.close()
-        return names if names and len(names) == self.hparams["state_dim"] else None
+        env, size = self.hparams["env"], self.hparams["state_dim"]
+        if self.envs is not None and self.envs.env == env:
+            return self.envs.names
+        names = shown_names(env, self.agent.encoder is not None)
+        return names if names and len(names) == (size if isinstance(size, int) else size[-1]) else None
 
     @staticmethod
     def describe_inputs(hparams: dict[str, Any]) -> str:
@@ -210,11 +216,7 @@ class PPO(GrowableMixin, LightningModule):
             WrongSetting: If an option has a value that nothing can be made of.
             TypeError: If there is no such option, or two strategies.
         """
-        if transfer_strategy is not None:
-            if "strategy" in options:
-                raise TypeError("load_with_transfer got a strategy and a transfer_strategy, which mean the same.")
-            options["strategy"] = transfer_strategy
-        checked = check_options(options, "load_with_transfer", "transfer_strategy", "device")
+        checked = transfer_options(options, transfer_strategy)
         report, own = grow_from_file(self if device is None else self.to(device), path, checked)
         self.statistics.restore(own.get("statistics", {}))
         self.metrics = own.get("metrics", {})
@@ -303,7 +305,7 @@ class PPO(GrowableMixin, LightningModule):
         }
         if self.hparams["anneal_lr"]:
             cast(LambdaLR, self.lr_schedulers()).step()
-        self._log(diagnostics | self.statistics.compute())
+        log_at_once(self, diagnostics | self.statistics.compute())
 
     def prepare(self, rollout: Rollout) -> Batch:
         """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
@@ -322,15 +324,6 @@ class PPO(GrowableMixin, LightningModule):
             optimizer.step()
 
         return update(self.agent, samples, self.hparams, generator, take_step)
-
-    def _log(self, diagnostics: dict[str, Any]) -> None:
-        """Log once and at once: `log_dict` costs 0.3 ms a name, a tenth of an iteration of a small agent."""
-        found = {name: torch.as_tensor(value).detach().cpu().float() for name, value in diagnostics.items()}
-        self.log("episode_return", found["episode_return"], prog_bar=True, logger=False, batch_size=1)
-        self.trainer.callback_metrics.update(found)
-        row = {name: value.item() for name, value in found.items()} | {"epoch": self.current_epoch}
-        for logger in self.loggers:
-            logger.log_metrics(row, step=self.current_epoch)
 
     def _num_iterations(self) -> int:
         return count_iterations(self.trainer, self.hparams)

@@ -17,7 +17,7 @@ class Rollout:
 
     Attributes:
         observations: s_t as the environment gave it, and what it shows after the last step,
-            `(num_steps + 1, num_envs, state_dim)`.
+            `(num_steps + 1, num_envs, state_dim)`; images are `(..., height, width, channels)`, bytes where they are.
         outputs: The policy's output on s_t, `(num_steps, num_envs, action_dim)`.
         actions: `(num_steps, num_envs)` int64, with a last dimension for parts; or `(num_steps, num_envs, action_dim)`
             where continuous (not clipped).
@@ -56,10 +56,11 @@ def collect(
         num_steps: Steps in each environment.
         generator: Source of the action noise, on the CPU.
     """
-    num_envs, state_dim = envs.observations.shape
+    num_envs, *state_dim = envs.observations.shape
     device, shape = next(agent.parameters()).device, (num_steps, num_envs)
     noise = agent.noise(shape, generator).to(device).unbind(0)
-    observations = torch.empty(num_steps + 1, num_envs, state_dim)  # of the default type: float64 under 64-true
+    dtype = torch.uint8 if envs.observations.dtype == np.uint8 else None  # None: float64 under 64-true
+    observations = torch.empty(num_steps + 1, num_envs, *state_dim, dtype=dtype)
     outputs = torch.empty(*shape, agent.action_dim, device=device)
     actions = torch.empty(*shape, *agent.action_shape, dtype=None if agent.continuous else torch.int64)
     rewards = torch.empty(shape)

@@ -12,11 +12,19 @@ from lightning_grow.errors import GrowError, WrongSetting
 Environment = gymnasium.Env[Any, Any]
 
 
-def make_env(env: Mapping[str, Any]) -> Environment:
+FRAMES = "frame_stack"
+"""The key of an environment that is ours: how many observations, the newest last, the agent is shown as one."""
+
+
+def make_env(env: Mapping[str, Any], images: bool = False) -> Environment:
     """Make the environment that `{"id": ..., **kwargs of gymnasium.make}` describes, its observation one flat vector.
 
-    The environment has no time limit of its own: `time_limit` says what it is and `VectorEnv` keeps it, because a
-    wrapper's step count would be missing from checkpoints.
+    The environment has no time limit and no frames of its own: `VectorEnv` keeps both, because those of a wrapper would
+    be missing from checkpoints.
+
+    Args:
+        env: As `VectorEnv` takes it.
+        images: Whether its observations are to stay images, `(height, width, channels)`.
 
     Raises:
         WrongSetting: If there is no `id`, or the environment does not take its arguments.
@@ -24,7 +32,8 @@ def make_env(env: Mapping[str, Any]) -> Environment:
     if "id" not in env:
         raise WrongSetting(f'env must be {{"id": <gymnasium id>, **kwargs of gymnasium.make}}; came {dict(env)!r}.')
     try:
-        made: Environment = gymnasium.make(**{"disable_env_checker": True, **env, "max_episode_steps": -1})
+        arguments = {name: value for name, value in env.items() if name != FRAMES}
+        made: Environment = gymnasium.make(**{"disable_env_checker": True, **arguments, "max_episode_steps": -1})
     except (GrowError, gymnasium.error.Error):
         raise
     except Exception as error:  # an environment may raise anything at an argument that it does not expect
@@ -40,8 +49,30 @@ def make_env(env: Mapping[str, Any]) -> Environment:
             f"PPO needs observations of a fixed length; {env['id']} has {space}. Wrap the environment so that it shows "
             "a Box, Discrete, MultiDiscrete or MultiBinary space, or a Dict or Tuple of these."
         )
+    if images:
+        return channels_last(made)
     is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     return made if is_vector else gymnasium.wrappers.FlattenObservation(made)
+
+
+def channels_last(env: Environment) -> Environment:
+    """Return an environment of images `(height, width, channels)`: the shortest axis, where it is the first, goes last.
+
+    Raises:
+        WrongSetting: Its observations are no images.
+    """
+    space = env.observation_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+        env.close()
+        raise WrongSetting(
+            f"An encoder takes images, a Box of three axes; {env.spec.id if env.spec else env} has {space}. Leave the "
+            "encoder out."
+        )
+    if int(np.argmin(space.shape)) != 0:
+        return env
+    low, high = np.moveaxis(space.low, 0, -1), np.moveaxis(space.high, 0, -1)
+    turned = spaces.Box(low, high, dtype=space.dtype)
+    return gymnasium.wrappers.TransformObservation(env, lambda image: np.moveaxis(image, 0, -1), turned)
 
 
 def time_limit(env: Mapping[str, Any]) -> int | None:
@@ -51,17 +82,19 @@ def time_limit(env: Mapping[str, Any]) -> int | None:
     return limit
 
 
-Sizes = tuple[int, int | list[int], bool]
+Sizes = tuple[int | list[int], int | list[int], bool]
 """(state_dim, action_dim, continuous), the arguments of a PPO that an environment decides."""
 
 
-def space_sizes(env: Environment) -> Sizes:
-    """Return (state_dim, action_dim, continuous) of an environment that `make_env` made.
+def space_sizes(env: Environment, frames: int = 1) -> Sizes:
+    """Return (state_dim, action_dim, continuous) of an environment that `make_env` made, `frames` shown as one.
 
     Raises:
         WrongSetting: If actions are neither choices nor a `Box`.
     """
-    state_dim, action_space = spaces.flatdim(env.observation_space), env.action_space
+    shape, action_space = [*(env.observation_space.shape or ())], env.action_space
+    shape[-1] *= frames
+    state_dim = shape if len(shape) > 1 else shape[0]
     if isinstance(action_space, spaces.Discrete):
         return state_dim, int(action_space.n), False
     if isinstance(action_space, spaces.Box):
@@ -76,13 +109,17 @@ def space_sizes(env: Environment) -> Sizes:
     )
 
 
-def observation_names(env: Environment) -> list[str] | None:
-    """Return a name for every entry of the flat observation of an environment that `make_env` made, if there are any.
+def observation_names(env: Environment, frames: int = 1) -> list[str] | None:
+    """Return a name for every entry along the last axis of what an agent is shown of an environment, if there are any.
 
     Names are the environment's own `observation_names` (as `lightning_grow/Market-v0` has them); else those of the
     parts of a `Dict` or `Tuple` space with a position in each, `speed[0]`. Frames, a space of two axes with the oldest
     frame first, count back from the newest, so that a longer history keeps its names: `price[-2]`, or `[-2,0]`.
     """
+    if frames > 1 or len(env.observation_space.shape or ()) == 3:
+        last = (env.observation_space.shape or ())[-1]
+        names = (observation_names(env) if len(env.observation_space.shape or ()) == 1 else None) or range(last)
+        return [f"{name}[{frame}]" for frame in range(-frames, 0) for name in names]
     names = list(map(str, getattr(env.unwrapped, "observation_names", ())))
     if len(names) == spaces.flatdim(env.observation_space):
         return names
@@ -91,6 +128,15 @@ def observation_names(env: Environment) -> list[str] | None:
         return [f"{name}[{frame}]" for frame in range(-space.shape[0], 0) for name in names]
     has_parts = isinstance(space, (spaces.Dict, spaces.Tuple)) or len(space.shape or ()) == 2
     return space_names(space) if has_parts else None
+
+
+def shown_names(env: Mapping[str, Any], images: bool = False) -> list[str] | None:
+    """Make the environment once, read the names of what an agent is shown, and close it."""
+    made = make_env(env, images)
+    try:
+        return observation_names(made, env.get(FRAMES, 1))
+    finally:
+        made.close()
 
 
 def space_names(space: spaces.Space[Any]) -> list[str]:
@@ -111,16 +157,17 @@ def space_names(space: spaces.Space[Any]) -> list[str]:
     return [f"[{','.join(map(str, place))}]" for place in places] or [""]
 
 
-def env_spaces(env: Mapping[str, Any]) -> Sizes:
+def env_spaces(env: Mapping[str, Any], images: bool = False) -> Sizes:
     """Make the environment once, read (state_dim, action_dim, continuous), and close it.
 
-    `action_dim` is a list where several actions are chosen at once: the number of each part.
+    `action_dim` is a list where several actions are chosen at once: the number of each part. `state_dim` is
+    [height, width, channels] where `images` are to stay images.
 
     >>> env_spaces({"id": "CartPole-v1"})
     (4, 2, False)
     """
-    made = make_env(env)
+    made = make_env(env, images)
     try:
-        return space_sizes(made)
+        return space_sizes(made, env.get(FRAMES, 1))
     finally:
         made.close()

@@ -13,6 +13,7 @@ from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
 from lightning_grow.rl.rollout import Rollout
 
+_IMAGES = 256  # images whose values are worked out together
 DIAGNOSTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 
 
@@ -60,16 +61,24 @@ def prepare(rollout: Rollout, agent: ActorCritic, normalizer: nn.Module, gamma: 
     """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
     normalize = freeze(normalizer)
     observations = normalize(rollout.observations)
-    values = agent.value(observations).squeeze(-1)
+    values = _values(agent, observations.flatten(0, 1)).reshape(observations.shape[:2])
     next_values = values[1:].clone()
     # The observation after an end belongs to the next episode.
-    final_values = agent.value(normalize(rollout.final_observations)).squeeze(-1)
+    final_values = _values(agent, normalize(rollout.final_observations))
     next_values[rollout.terminated | rollout.truncated] = final_values
     ends = rollout.terminated, rollout.truncated
     advantages = generalized_advantages(rollout.rewards, values[:-1], next_values, *ends, gamma, gae_lambda)
     log_probs = agent.distribution(rollout.outputs).log_prob(rollout.actions)
     columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, advantages + values[:-1])
     return Batch(*(column.flatten(0, 1) for column in columns))
+
+
+def _values(agent: ActorCritic, observations: Tensor) -> Tensor:
+    """V(s) of many observations: all at once, but for images, whose maps would fill the memory."""
+    if not len(observations):
+        return observations.new_zeros(0, dtype=torch.get_default_dtype())
+    size = len(observations) if observations.ndim == 2 else _IMAGES
+    return torch.cat([agent.value(part).squeeze(-1) for part in torch.split(observations, size)])
 
 
 def update(
@@ -109,9 +118,9 @@ def update(
 def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Diagnostics]:
     """Return the loss of some samples, and what `DIAGNOSTICS` are made of."""
     clip_coef = settings["clip_coef"]
-    distribution = agent.distribution(agent.policy(samples.observations))
+    output, values = agent.both(samples.observations)
+    distribution, values = agent.distribution(output), values.squeeze(-1)
     log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
-    values = agent.value(samples.observations).squeeze(-1)
     advantages = samples.advantages
     if settings["norm_adv"]:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_grow.errors import NotFinite, WrongSetting
-from lightning_grow.rl.spaces import Environment, make_env, observation_names, space_sizes, time_limit
+from lightning_grow.rl.spaces import FRAMES, Environment, make_env, observation_names, space_sizes, time_limit
 from lightning_grow.rl.stepping import Array, make_stepper
 
 _STOPPED = "The run ends before it is learnt from; mend the environment, or its data."
@@ -34,25 +37,35 @@ class VectorEnv:
     after a resume.
 
     Args:
-        env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`.
+        env: `{"id": <gymnasium id>, **kwargs of gymnasium.make}`; "frame_stack" is how many observations are shown as
+            one, along the last axis, the newest last. An episode begins with as many of its first.
         num_envs: Number of copies.
+        images: Whether observations stay images, `(height, width, channels)`, bytes where they are.
 
     Attributes:
-        observations: The current ones, float32 `(num_envs, state_dim)`.
+        observations: The current ones, float32 `(num_envs, state_dim)`, or images `(num_envs, *state_dim)`.
         episode_returns: Undiscounted reward of each running episode so far, `(num_envs,)`.
         episode_lengths: Steps of each running episode so far, `(num_envs,)`.
         sizes: (state_dim, action_dim, continuous).
     """
 
-    def __init__(self, env: Mapping[str, Any], num_envs: int) -> None:
-        self.env = dict(env)
-        self.envs: list[Environment] = [make_env(env) for _ in range(num_envs)]
+    def __init__(self, env: Mapping[str, Any], num_envs: int, images: bool = False) -> None:
+        self.env, self.frames = dict(env), env.get(FRAMES, 1)
+        self.envs: list[Environment] = [make_env(env, images) for _ in range(num_envs)]
         self.stepper = make_stepper(self.envs)
         self.time_limit = time_limit(env)
-        self.sizes = space_sizes(self.envs[0])
-        self.observations = np.zeros((num_envs, self.sizes[0]), np.float32)
+        self.sizes = space_sizes(self.envs[0], self.frames)
+        space = self.envs[0].observation_space
+        is_bytes = images and space.dtype == np.uint8
+        self.newest = np.zeros((num_envs, *(space.shape or ())), np.uint8 if is_bytes else np.float32)
+        self.observations = np.concatenate([self.newest] * self.frames, -1) if self.frames > 1 else self.newest
         self.episode_returns = np.zeros(num_envs)
         self.episode_lengths = np.zeros(num_envs, np.int64)
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the entries along the last axis of an observation: see `observation_names`."""
+        return observation_names(self.envs[0], self.frames)
 
     def reset(self, seed: int) -> None:
         """Start an episode in every environment, the i-th with seed + i."""
@@ -63,7 +76,9 @@ class VectorEnv:
         self._check_observations()
 
     def _start(self, index: int, seed: int | None = None) -> None:
-        self.observations[index], _ = self.envs[index].reset(seed=seed)
+        self.newest[index], _ = self.envs[index].reset(seed=seed)
+        if self.frames > 1:
+            self.observations[index] = np.concatenate([self.newest[index]] * self.frames, -1)
         self.stepper.enter(index)
 
     def _check_observations(self) -> None:
@@ -75,9 +90,10 @@ class VectorEnv:
     def _check_observation(self, index: int, observation: Array) -> None:
         faulty = np.flatnonzero(~np.isfinite(observation))
         if faulty.size:
-            entry, names = faulty[0], observation_names(self.envs[index])
-            named = f"entry {entry} ('{names[entry]}')" if names else f"entry {entry}"
-            raise NotFinite(f"{self._where(index)}: {named} of the observation is {observation[entry]}. {_STOPPED}")
+            entry, names = int(faulty[0]), self.names
+            named = f"entry {entry} ('{names[entry % len(names)]}')" if names else f"entry {entry}"
+            value = observation.ravel()[entry]
+            raise NotFinite(f"{self._where(index)}: {named} of the observation is {value}. {_STOPPED}")
 
     def _where(self, index: int) -> str:
         return f"{self.env['id']}, environment {index}, step {self.episode_lengths[index]} of its episode"
@@ -96,7 +112,10 @@ class VectorEnv:
         Raises:
             NotFinite: A reward or an observation is NaN or infinite.
         """
-        rewards, terminated, truncated = self.stepper.step(self.to_env_actions(actions), self.observations)
+        rewards, terminated, truncated = self.stepper.step(self.to_env_actions(actions), self.newest)
+        if self.frames > 1:
+            kept = self.observations[..., self.newest.shape[-1] :]
+            self.observations[...] = np.concatenate([kept, self.newest], -1)
         self.episode_returns += rewards
         self.episode_lengths += 1
         if not np.isfinite(rewards).all():
@@ -114,7 +133,7 @@ class VectorEnv:
 
     def end_episode(self, index: int, observation: Array) -> EpisodeEnd:
         """Close the accounts of one episode."""
-        last = np.array(observation, np.float32)
+        last = observation.copy()
         self._check_observation(index, last)
         end = EpisodeEnd(last, float(self.episode_returns[index]), int(self.episode_lengths[index]))
         self.episode_returns[index] = self.episode_lengths[index] = 0
@@ -131,14 +150,14 @@ class VectorEnv:
         return chosen + space.start if isinstance(space, spaces.MultiDiscrete) else chosen.astype(space.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return, in plain types, what `load_state_dict` needs to go on from here."""
+        """Return, in plain types and tensors, what `load_state_dict` needs to go on from here."""
         return {
             "env": self.env,
             "envs": [
                 {"np_random": env.unwrapped.np_random.bit_generator.state, "state": self.stepper.get_state(index)}
                 for index, env in enumerate(self.envs)
             ],
-            "observations": self.observations.tolist(),
+            "observations": to_plain(self.observations),
             "episode_returns": self.episode_returns.tolist(),
             "episode_lengths": self.episode_lengths.tolist(),
         }
@@ -167,13 +186,18 @@ class VectorEnv:
             env.close()
 
 
+def to_plain(observations: Array) -> list[list[float]] | torch.Tensor:
+    """Observations as `load_state_dict` takes them: lists, but for images, of which those would fill a file."""
+    return observations.tolist() if observations.ndim == 2 else torch.from_numpy(observations.copy())
+
+
 def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:
     """Make the environments of a PPO's hyperparameters, which have to be those that its network was built for.
 
     Raises:
         WrongSetting: If their sizes are not the network's.
     """
-    envs = VectorEnv(settings["env"], settings["num_envs"])
+    envs = VectorEnv(settings["env"], settings["num_envs"], settings.get("encoder") is not None)
     names = ("state_dim", "action_dim", "continuous")
     ours = tuple(settings[name] for name in names)
     if ours != envs.sizes:
@@ -181,6 +205,12 @@ def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:
         envs.close()
         raise WrongSetting(
             f"{settings['env']['id']} has {theirs}; the agent was built with"
-            f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns."
+            f" {dict(zip(names, ours, strict=True))}. Build it with what env_spaces(env) returns; with an encoder, with"
+            " what env_spaces(env, images=True) does."
+        )
+    if isinstance(outer := envs.envs[0], FlattenObservation) and len(outer.env.observation_space.shape or ()) == 3:
+        rank_zero_info(
+            f"{settings['env']['id']} shows images, {outer.env.observation_space.shape}; without an encoder they are "
+            f"flattened to {ours[0]} numbers."
         )
     return envs

@@ -60,6 +60,32 @@ class Walk(gymnasium.Env):
         self.position, self.speed = state["position"], state["speed"]
 
 
+class Catch(gymnasium.Env):
+    """Catch what falls: bytes, 8 x 8 x 1, or the channel first. A reward of 1 or -1 when it is down."""
+
+    def __init__(self, channel_first: bool = False, size: int = 8):
+        self.channel_first, self.size = channel_first, size
+        shape = (1, size, size) if channel_first else (size, size, 1)
+        self.observation_space = spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = spaces.Discrete(3)
+
+    def observe(self):
+        image = np.zeros((self.size, self.size), np.uint8)
+        image[self.row, self.column], image[-1, self.paddle] = 255, 200
+        return image[None] if self.channel_first else image[..., None]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self.row, self.column, self.paddle = 0, int(self.np_random.integers(self.size)), self.size // 2
+        return self.observe(), {}
+
+    def step(self, action):
+        self.row, self.paddle = self.row + 1, min(max(self.paddle + int(action) - 1, 0), self.size - 1)
+        is_down = self.row == self.size - 1
+        reward = (1.0 if self.paddle == self.column else -1.0) if is_down else 0.0
+        return self.observe(), reward, is_down, False, {}
+
+
 class Look(Walk):
     """A walker who sees what it is told to, under names of its own, in parts, or in frames."""
 
@@ -150,3 +176,4 @@ gymnasium.register("tests/Look-v0", Look, max_episode_steps=20)
 gymnasium.register("tests/Clock-v0", Clock)
 gymnasium.register("tests/Walk-v0", Walk, max_episode_steps=20)
 gymnasium.register("tests/FiveStepClock-v0", Clock, max_episode_steps=5)
+gymnasium.register("tests/Catch-v0", Catch)
