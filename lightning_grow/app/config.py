@@ -23,6 +23,7 @@ class ModelConfig:
     shared_trunk: bool = MISSING
     encoder: Any = None
     normalize_observations: bool = MISSING
+    scale_rewards: bool = MISSING
     num_envs: int = MISSING
     num_steps: int = MISSING
     learning_rate: float = MISSING
@@ -34,6 +35,7 @@ class ModelConfig:
     update_epochs: int = MISSING
     norm_adv: bool = MISSING
     clip_coef: float = MISSING
+    anneal_clip_coef: bool = MISSING
     clip_vloss: bool = MISSING
     ent_coef: float = MISSING
     vf_coef: float = MISSING

@@ -31,7 +31,7 @@ class EpisodeStatistics(Metric):
     full_state_update = False
 
     def __init__(self, window: int = 100) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # every process adds the episodes of all
         self.window = window
         # On the CPU even under torch.device("meta"): no state dict would bring the values later.
         self.add_state("returns", torch.empty(0, device="cpu"), dist_reduce_fx="cat")

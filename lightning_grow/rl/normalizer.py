@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_grow.rl.processes import moments
+
 
 class ObservationNormalizer(nn.Module):
     """Shift and scale each feature to mean 0 and variance 1, then clip.
@@ -51,12 +53,11 @@ class ObservationNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:
-        """Merge the moments of `observations` `(..., state_dim)` into the running ones."""
+        """Merge the moments of all processes' `observations` `(..., state_dim)` into the running ones."""
         batch = observations.reshape(-1, self.mean.shape[0])
-        total = self.count + len(batch)
-        share = len(batch) / total
-        mean = batch.mean(0)
-        shift, var = mean - self.mean, (batch - mean).square_().mean(0)  # a third of the time of Tensor.var
+        number, mean, var = moments(batch)
+        total, shift = self.count + number, mean - self.mean
+        share = number / total
         # With count 0 the share is 1, so the initial mean 0 and variance 1 leave no trace.
         self.var += share * (var - self.var + (1 - share) * shift.square())
         self.mean += share * shift

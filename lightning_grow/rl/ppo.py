@@ -1,50 +1,50 @@
 """PPO as a LightningModule: one training step is one iteration, a rollout and all updates on it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import Unpack
 
-from lightning_grow.callbacks.growable import GrowableMixin
-from lightning_grow.errors import WrongSetting
+from lightning_grow.callbacks.together import together
 from lightning_grow.options import GrowthOptions
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.annealing import annealed, count_iterations
-from lightning_grow.rl.finite import check_state, check_step
-from lightning_grow.rl.load import KEY, grow_from_file, transfer_options
+from lightning_grow.rl.finite import check_step
+from lightning_grow.rl.load import grow_from_file, transfer_options
 from lightning_grow.rl.losses import explained_variance
-from lightning_grow.rl.market import MARKET_ID, describe_sizes
-from lightning_grow.rl.metrics import EpisodeStatistics, log_at_once
+from lightning_grow.rl.metrics import log_at_once
 from lightning_grow.rl.normalizer import ObservationNormalizer
+from lightning_grow.rl.processes import average, count, gather, share_of
+from lightning_grow.rl.reward_scaling import RewardScaler
 from lightning_grow.rl.rollout import Rollout, collect
-from lightning_grow.rl.settings import check_settings, check_trainer
-from lightning_grow.rl.spaces import shown_names
+from lightning_grow.rl.run import AgentRun
+from lightning_grow.rl.settings import check_settings
 from lightning_grow.rl.update import Batch, prepare, update
-from lightning_grow.rl.vector_env import VectorEnv, make_fitting
 from lightning_grow.strategies import Strategy
 
 
-class PPO(GrowableMixin, LightningModule):
+class PPO(AgentRun):
     """Train an `ActorCritic` by proximal policy optimization, with CleanRL's names and defaults.
 
     One `training_step` is one iteration and one epoch of the Trainer: `num_steps` steps in each of `num_envs`
     environments, then `update_epochs` x `num_minibatches` optimizer steps. So `max_epochs` counts iterations and
     `trainer.global_step` optimizer steps; environment steps are logged beside it as `timesteps`.
 
-    Environments are made in `setup`, anew where a stage of growth changes them, and closed in `teardown`. A checkpoint
-    has the random streams, the counters and, for environments that offer `get_state() -> dict` and `set_state(dict)`,
-    the running episodes, so that training straight on and resuming give the same bits on a CPU. Every other gymnasium
-    environment starts a new episode at a resume.
+    A checkpoint has the random streams, the counters and the running episodes of environments that are stepped as
+    arrays (CartPole, Pendulum, the market) or offer `get_state() -> dict` and `set_state(dict)`, so that training
+    straight on and resuming give the same bits on a CPU. Every other one starts a new episode at a resume.
+
+    Several processes (`strategy="ddp"`) share the environments: two with `num_envs=8` step four each, see the same
+    observations and take the same noise as one with eight, and average their gradients. Minibatches are shares of each
+    process's samples, so with more than one of them the bits are others.
 
     Args:
         state_dim: Length of an observation, flattened (`lightning_grow.rl.spaces.env_spaces` reads it off `env`);
@@ -58,6 +58,7 @@ class PPO(GrowableMixin, LightningModule):
         shared_trunk: Whether actor and critic share all but their last layer.
         encoder: Of images: `{"kind": "nature_cnn" or "impala_cnn", **its settings}`; see `lightning_grow.rl.encoders`.
         normalize_observations: Whether to shift and scale observations by running statistics; not those of an encoder.
+        scale_rewards: Whether to divide rewards by the running deviation of the discounted return.
         num_envs: Environments stepped together.
         num_steps: Steps in each environment per iteration.
         learning_rate: Of Adam, at the start.
@@ -69,6 +70,7 @@ class PPO(GrowableMixin, LightningModule):
         update_epochs: Passes over a rollout.
         norm_adv: Whether to normalise the advantages of each minibatch.
         clip_coef: How far a ratio may leave 1 before its gradient stops.
+        anneal_clip_coef: Whether `clip_coef` falls linearly to 0 over the run, as RL Zoo's `lin_0.2` does.
         clip_vloss: Whether to clip the change of values by `clip_coef` too.
         ent_coef: Weight of the entropy bonus.
         vf_coef: Weight of the value loss.
@@ -108,6 +110,7 @@ class PPO(GrowableMixin, LightningModule):
         shared_trunk: bool = False,
         encoder: Mapping[str, Any] | None = None,
         normalize_observations: bool = True,
+        scale_rewards: bool = False,
         num_envs: int = 4,
         num_steps: int = 128,
         learning_rate: float = 2.5e-4,
@@ -119,6 +122,7 @@ class PPO(GrowableMixin, LightningModule):
         update_epochs: int = 4,
         norm_adv: bool = True,
         clip_coef: float = 0.2,
+        anneal_clip_coef: bool = False,
         clip_vloss: bool = True,
         ent_coef: float = 0.01,
         vf_coef: float = 0.5,
@@ -136,14 +140,10 @@ class PPO(GrowableMixin, LightningModule):
         self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk, encoder)
         is_normalized = normalize_observations and isinstance(state_dim, int)
         self.normalizer = ObservationNormalizer(cast(int, state_dim)) if is_normalized else nn.Identity()
-        self.statistics = EpisodeStatistics()
+        self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
         # Real values even under torch.device("meta"), and the same for every agent: growth is verified on them.
         fixed = torch.Generator().manual_seed(0)
         self.example_input_array = torch.randn(7, *np.atleast_1d(state_dim), generator=fixed, device="cpu")
-        self.envs: VectorEnv | None = None
-        self.generator: torch.Generator | None = None
-        self.run_state: dict[str, Any] | None = None
-        self.metrics: dict[str, Any] = {}  # what a file of `load_with_transfer` held under that name
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """Return (logits, value), the logits of each part and the value, or (mean, value, log_std).
@@ -156,37 +156,6 @@ class PPO(GrowableMixin, LightningModule):
         """
         outputs: tuple[Tensor, ...] = self.agent(self.normalizer(observations))
         return outputs
-
-    @property
-    def timesteps(self) -> int:
-        """Environment steps since the agent was new, over all environments."""
-        return int(self.statistics.timesteps)
-
-    @property
-    def episodes(self) -> int:
-        """Episodes that ended since the agent was new."""
-        return int(self.statistics.episodes)
-
-    # Growth: what the inputs are.
-
-    @property
-    def input_names(self) -> list[str] | None:
-        """Names of the observation's entries, where the environment or its space has them: see `observation_names`."""
-        env, size = self.hparams["env"], self.hparams["state_dim"]
-        if self.envs is not None and self.envs.env == env:
-            return self.envs.names
-        names = shown_names(env, self.agent.encoder is not None)
-        return names if names and len(names) == (size if isinstance(size, int) else size[-1]) else None
-
-    @staticmethod
-    def describe_inputs(hparams: dict[str, Any]) -> str:
-        """Say how an agent's input size comes about from its hyperparameters; nothing but for the market.
-
-        >>> PPO.describe_inputs({"env": {"id": "lightning_grow/Market-v0", "state_features": 10}})
-        '10 features x 3 timeframes x 20 lookback bars = 600'
-        """
-        env = hparams.get("env") or {}
-        return describe_sizes(env) if env.get("id") == MARKET_ID else ""
 
     def load_with_transfer(
         self,
@@ -222,69 +191,24 @@ class PPO(GrowableMixin, LightningModule):
         self.metrics = own.get("metrics", {})
         return report
 
-    # Lightning: the run around an iteration.
-
-    def configure_callbacks(self) -> list[Callback]:
-        """None: this is what Lightning asks of a module first, and so where the Trainer's settings are checked."""
-        check_trainer(self.trainer)
-        return []
-
-    def setup(self, stage: str) -> None:
-        """Make the environments of a fit, and check that they are the ones this network was built for.
-
-        Raises:
-            WrongSetting: If the environment's sizes are not the network's, the run is distributed, or its end unknown.
-        """
-        if stage != "fit":
-            return
-        if self.trainer.world_size > 1:
-            raise WrongSetting(f"PPO runs in one process; the Trainer has {self.trainer.world_size}. Use devices=1.")
-        if self.hparams["anneal_lr"]:
-            self._num_iterations()  # refused here, not hours later
-        self.envs = make_fitting(self.hparams)
-
-    def on_train_start(self) -> None:
-        """Start episodes and random streams, or go on with those of the checkpoint (loaded after `setup`)."""
-        envs, state = self._renew_envs(), self.run_state
-        self.generator = torch.Generator().manual_seed(self.hparams["seed"])
-        if state is not None:
-            self.generator.set_state(state["generator"])
-        if state is None or not envs.load_state_dict(state["envs"]):
-            if state is not None:
-                rank_zero_info("The environments are not those of the checkpoint: their episodes start anew.")
-            self._start_episodes(envs)
-
-    def teardown(self, stage: str) -> None:
-        """Close the environments, and remember where they were for a later checkpoint or fit."""
-        if self.envs is not None:
-            self.run_state = self._current_run_state()
-            self.envs.close()
-            self.envs = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add counters, random streams and environments, in types that load with `weights_only=True`."""
-        super().on_save_checkpoint(checkpoint)
-        check_state(self)
-        state, run = self.statistics.state(), self._current_run_state()
-        checkpoint[KEY] = {"statistics": state, "run": run, "metrics": self.metrics}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what `on_save_checkpoint` added, if it is there."""
-        super().on_load_checkpoint(checkpoint)
-        if KEY in checkpoint:
-            self.statistics.restore(checkpoint[KEY]["statistics"])
-            self.run_state, self.metrics = checkpoint[KEY]["run"], checkpoint[KEY].get("metrics", {})
-
-    def train_dataloader(self) -> Iterable[int]:
-        """One empty batch: an epoch is one iteration, and the data comes from the environments."""
-        return range(1)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with epsilon 1e-5 (fused), and the linear annealing, stepped once an iteration."""
         adam = torch.optim.Adam(self.named_parameters(), lr=self.hparams["learning_rate"], eps=1e-5, fused=True)
         if not self.hparams["anneal_lr"]:
             return adam
         return [adam], [LambdaLR(adam, lambda step: annealed(step, self.current_epoch, self._num_iterations()))]
+
+    def on_train_start(self) -> None:
+        """Start or go on, the returns under way included."""
+        super().on_train_start()
+        if self.reward_scaler is not None and (state := self.run_state) is not None and "under_way" in state:
+            self.reward_scaler.under_way = share_of(state["under_way"], 0).to(self.device)
+
+    def _current_run_state(self) -> dict[str, Any] | None:
+        state = super()._current_run_state()
+        if self.reward_scaler is None or self.reward_scaler.under_way is None or state is None:
+            return state
+        return state | {"under_way": torch.cat(gather(self.reward_scaler.under_way.cpu()))}
 
     # PPO itself.
 
@@ -293,14 +217,17 @@ class PPO(GrowableMixin, LightningModule):
         old, envs, generator = self.envs, self._renew_envs(), cast(torch.Generator, self.generator)
         if envs is not old:
             self._start_episodes(envs)
-        rollout = collect(envs, self.agent, self.normalizer, self.hparams["num_steps"], generator)
+        num_steps = self.hparams["num_steps"]
+        rollout = together(lambda: collect(envs, self.agent, self.normalizer, num_steps, generator))
+        if self.reward_scaler is not None:
+            rollout = self.reward_scaler.scale(rollout)
         samples = self.prepare(rollout)
         diagnostics = self.update(samples, generator)
         if isinstance(self.normalizer, ObservationNormalizer):
             self.normalizer.update(rollout.observations[:-1])
-        self.statistics.update(rollout.episode_returns, rollout.episode_lengths, len(samples.returns))
+        self.statistics.update(*rollout.all_episodes(), len(samples.returns) * count())
         diagnostics |= {
-            "explained_variance": explained_variance(samples.values, samples.returns),
+            "explained_variance": average(explained_variance(samples.values, samples.returns)),
             "learning_rate": self._optimizer.param_groups[0]["lr"],
         }
         if self.hparams["anneal_lr"]:
@@ -323,7 +250,10 @@ class PPO(GrowableMixin, LightningModule):
             check_step(loss, norm, self.trainer.global_step)
             optimizer.step()
 
-        return update(self.agent, samples, self.hparams, generator, take_step)
+        settings = dict(self.hparams)
+        if settings["anneal_clip_coef"]:
+            settings["clip_coef"] *= max(1 - self.current_epoch / self._num_iterations(), 1e-8)
+        return update(self.agent, samples, settings, generator, take_step)
 
     def _num_iterations(self) -> int:
         return count_iterations(self.trainer, self.hparams)
@@ -331,21 +261,3 @@ class PPO(GrowableMixin, LightningModule):
     @property
     def _optimizer(self) -> LightningOptimizer:
         return cast(LightningOptimizer, self.optimizers())
-
-    def _renew_envs(self) -> VectorEnv:
-        """The environments of the hyperparameters, which a stage of growth may have changed since `setup`."""
-        if self.envs is None:
-            raise RuntimeError("PPO has no environments outside of fit: train it with Trainer.fit.")
-        if (self.envs.env, len(self.envs.envs)) != (self.hparams["env"], self.hparams["num_envs"]):
-            old, self.envs = self.envs, make_fitting(self.hparams)
-            old.close()
-        return self.envs
-
-    def _start_episodes(self, envs: VectorEnv) -> None:
-        # Drawn, so that agents with seeds 1 and 2 do not share all environments but one.
-        envs.reset(int(torch.randint(2**31, (), generator=self.generator)))
-
-    def _current_run_state(self) -> dict[str, Any] | None:
-        if self.envs is None or self.generator is None:
-            return self.run_state
-        return {"generator": self.generator.get_state(), "envs": self.envs.state_dict()}

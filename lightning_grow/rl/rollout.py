@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.frozen import freeze
+from lightning_grow.rl.processes import count, gather, share_of
 from lightning_grow.rl.vector_env import EpisodeEnd, VectorEnv
 
 
@@ -40,6 +41,11 @@ class Rollout:
     episode_returns: list[float]
     episode_lengths: list[int]
 
+    def all_episodes(self) -> tuple[list[float], list[int]]:
+        """Returns and lengths of the episodes that ended in any process."""
+        parts = gather((self.episode_returns, self.episode_lengths))
+        return [item for part, _ in parts for item in part], [item for _, part in parts for item in part]
+
 
 def collect(
     envs: VectorEnv, agent: ActorCritic, normalizer: nn.Module, num_steps: int, generator: torch.Generator
@@ -58,7 +64,7 @@ def collect(
     """
     num_envs, *state_dim = envs.observations.shape
     device, shape = next(agent.parameters()).device, (num_steps, num_envs)
-    noise = agent.noise(shape, generator).to(device).unbind(0)
+    noise = share_of(agent.noise((num_steps, num_envs * count()), generator), 1).to(device).unbind(0)
     dtype = torch.uint8 if envs.observations.dtype == np.uint8 else None  # None: float64 under 64-true
     observations = torch.empty(num_steps + 1, num_envs, *state_dim, dtype=dtype)
     outputs = torch.empty(*shape, agent.action_dim, device=device)

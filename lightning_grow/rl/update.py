@@ -11,6 +11,7 @@ from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.frozen import freeze
 from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
+from lightning_grow.rl.processes import average, permutation, standardized
 from lightning_grow.rl.rollout import Rollout
 
 _IMAGES = 256  # images whose values are worked out together
@@ -102,17 +103,18 @@ def update(
     """
     found: list[Diagnostics] = []
     for _ in range(settings["update_epochs"]):
-        order = torch.randperm(len(samples.returns), generator=generator).to(samples.returns.device)
+        order = permutation(len(samples.returns), generator).to(samples.returns.device)
         for minibatch in samples.shuffled(order, settings["num_minibatches"]):
             loss, diagnostics = minibatch_loss(agent, minibatch, settings)
             take_step(loss)
             found.append(diagnostics)
-        if settings["target_kl"] is not None and approximate_kl(found[-1].log_ratios) > settings["target_kl"]:
+        limit = settings["target_kl"]
+        if limit is not None and average(approximate_kl(found[-1].log_ratios)) > limit:
             break
     log_ratios = torch.cat([step.log_ratios for step in found])
     means = torch.stack([torch.stack(step.losses) for step in found]).mean(0)
     kl, clipped = approximate_kl(log_ratios), clip_fraction(log_ratios, settings["clip_coef"])
-    return dict(zip(DIAGNOSTICS, [*means, kl, clipped], strict=True))
+    return dict(zip(DIAGNOSTICS, average(torch.stack([*means, kl, clipped])), strict=True))
 
 
 def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Diagnostics]:
@@ -121,9 +123,7 @@ def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, An
     output, values = agent.both(samples.observations)
     distribution, values = agent.distribution(output), values.squeeze(-1)
     log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
-    advantages = samples.advantages
-    if settings["norm_adv"]:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    advantages = standardized(samples.advantages) if settings["norm_adv"] else samples.advantages
     actor_loss = policy_loss(log_ratios, advantages, clip_coef)
     critic_loss = value_loss(values, samples.values, samples.returns, clip_coef if settings["clip_vloss"] else None)
     entropy = distribution.entropy().mean()

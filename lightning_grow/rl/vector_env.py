@@ -11,6 +11,7 @@ from gymnasium.wrappers import FlattenObservation
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_grow.errors import NotFinite, WrongSetting
+from lightning_grow.rl import processes
 from lightning_grow.rl.spaces import FRAMES, Environment, make_env, observation_names, space_sizes, time_limit
 from lightning_grow.rl.stepping import Array, make_stepper
 
@@ -163,18 +164,20 @@ class VectorEnv:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Go on from `state_dict`'s state, or return False if it is of other environments."""
-        if state["env"] != self.env or len(state["envs"]) != len(self.envs):
+        """Go on from this process's part of a state, or return False if it is of other environments."""
+        if state["env"] != self.env or len(state["envs"]) != len(self.envs) * processes.count():
             return False
-        for index, (env, saved) in enumerate(zip(self.envs, state["envs"], strict=True)):
+        first = len(self.envs) * processes.rank()
+        for index, env in enumerate(self.envs):
+            saved = state["envs"][first + index]
             # Before the state: a reset draws from the random stream, and gymnasium's wrappers ask for one.
             self._start(index)
             env.unwrapped.np_random.bit_generator.state = saved["np_random"]
             if saved["state"] is not None:
                 self.stepper.set_state(index, saved["state"])
-                self.observations[index] = state["observations"][index]
-                self.episode_returns[index] = state["episode_returns"][index]
-                self.episode_lengths[index] = state["episode_lengths"][index]
+                self.observations[index] = state["observations"][first + index]
+                self.episode_returns[index] = state["episode_returns"][first + index]
+                self.episode_lengths[index] = state["episode_lengths"][first + index]
             else:
                 self._start(index)
                 self.episode_returns[index] = self.episode_lengths[index] = 0
@@ -191,13 +194,24 @@ def to_plain(observations: Array) -> list[list[float]] | torch.Tensor:
     return observations.tolist() if observations.ndim == 2 else torch.from_numpy(observations.copy())
 
 
+def join_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make one state of those of several processes, as one process with all their environments has it."""
+
+    def join(name: str) -> Any:
+        parts = [state[name] for state in states]
+        return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [item for part in parts for item in part]
+
+    names = ("envs", "observations", "episode_returns", "episode_lengths")
+    return {"env": states[0]["env"]} | {name: join(name) for name in names}
+
+
 def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:
     """Make the environments of a PPO's hyperparameters, which have to be those that its network was built for.
 
     Raises:
         WrongSetting: If their sizes are not the network's.
     """
-    envs = VectorEnv(settings["env"], settings["num_envs"], settings.get("encoder") is not None)
+    envs = VectorEnv(settings["env"], settings["num_envs"] // processes.count(), settings.get("encoder") is not None)
     names = ("state_dim", "action_dim", "continuous")
     ours = tuple(settings[name] for name in names)
     if ours != envs.sizes:
