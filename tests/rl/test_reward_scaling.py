@@ -54,9 +54,12 @@ def test_a_resume_goes_on_with_the_statistics_and_the_returns_under_way(tmp_path
 @pytest.mark.parametrize("anneals", [False, True])
 def test_the_clipping_range_falls_with_the_iterations(anneals, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        "lightning_grow.rl.ppo.update", lambda agent, samples, settings, *_: seen.append(settings) or {}
-    )
+
+    def noted(agent, samples, settings, *others):
+        seen.append(settings)
+        return update(agent, samples, settings, *others)
+
+    monkeypatch.setattr("lightning_grow.rl.ppo.update", noted)
     fit(make_agent(anneal_clip_coef=anneals, clip_coef=0.4, total_iterations=4), 4)
     expected = [0.4, 0.3, 0.2, 0.1] if anneals else [0.4] * 4
     assert [settings["clip_coef"] for settings in seen] == pytest.approx(expected)
