@@ -1,6 +1,6 @@
 """Measure environment steps per second of CPU time: our PPO from the command line's configuration, SB3, a plain loop.
 
-Run `pip install stable-baselines3` and `python benchmarks/ppo_throughput.py` (about ten minutes); it writes
+Run `pip install 'lightning-grow[benchmarks]'` and `python benchmarks/ppo_throughput.py` (about ten minutes); it writes
 benchmarks/results/ppo_throughput.md. Each subject runs in a process of its own with one thread; rounds are interleaved.
 """
 

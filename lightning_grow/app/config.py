@@ -81,6 +81,7 @@ class EvaluationConfig:
 
     episodes: int = MISSING
     seed: int = MISSING
+    video: bool = MISSING
     env: dict[str, Any] = field(default_factory=dict)
 
 

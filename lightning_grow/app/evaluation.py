@@ -1,13 +1,16 @@
 """Evaluate the agent of a checkpoint: what it earns, greedy and sampled, and on the market how its equity went."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +19,9 @@ from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.rl import PPO, evaluate
 from lightning_grow.rl.evaluate import equity_curve, unseen
 from lightning_grow.rl.market import MARKET_ID
+from lightning_grow.rl.vector_env import VectorEnv
 
+FRAMES_PER_SECOND = 25
 WAYS = {"greedy": True, "sampled": False}
 
 
@@ -31,6 +36,7 @@ def run_evaluation(config: DictConfig, path: str | None) -> None:
     Raises:
         WrongSetting: No checkpoint is given.
         CheckpointError: The file cannot be read, or holds no agent.
+        gymnasium.error.Error: A video is asked for, and the environment cannot be drawn.
     """
     if path is None:
         raise WrongSetting("mode=eval evaluates the agent of a checkpoint: say ckpt_path=FILE.")
@@ -42,6 +48,8 @@ def run_evaluation(config: DictConfig, path: str | None) -> None:
     Console().print(make_table(returns, f"{env['id']}, agent of {agent.timesteps:,} steps"))
     found = {"checkpoint": path, "env": env, "timesteps": agent.timesteps, "returns": returns}
     (run_dir / "evaluation.json").write_text(json.dumps(found, indent=1))
+    if config.evaluation.video:
+        write_video(agent, env, seed, run_dir / "episode.gif")
     if env["id"] == MARKET_ID:
         write_equity(*equity_curve(agent, env), run_dir)
     print(f"wrote to {run_dir}")
@@ -83,3 +91,28 @@ def write_equity(times: "np.ndarray[Any, Any]", equity: "np.ndarray[Any, Any]", 
     axes.set(ylabel="equity, greedy agent", title="Evaluation period")
     axes.tick_params(axis="x", labelrotation=30)
     figure.savefig(folder / "equity.png", dpi=150)
+
+
+@torch.no_grad()
+def write_video(agent: PPO, env: Mapping[str, Any], seed: int, path: Path) -> None:
+    """Write an episode of the greedy agent as its environment draws it.
+
+    Raises:
+        WrongSetting: The environment does not draw.
+    """
+    envs = VectorEnv({**env, "render_mode": "rgb_array"}, 1, agent.agent.encoder is not None)
+    envs.reset(seed)
+    drawn: list[Any] = [envs.envs[0].render()]
+    is_over = False
+    while not is_over:
+        shown = torch.from_numpy(envs.observations)
+        outputs = agent.agent.policy(agent.normalizer(shown))
+        _, terminated, truncated, _ = envs.step(agent.agent.distribution(outputs).mode.numpy())
+        is_over = bool(terminated[0] or truncated[0])
+        if not is_over:  # after the end it shows the next episode
+            drawn.append(envs.envs[0].render())
+    envs.close()
+    if not isinstance(drawn[0], np.ndarray):
+        raise WrongSetting(f"{env['id']} draws no pictures (render_mode rgb_array): leave evaluation.video out.")
+    first, *others = (Image.fromarray(frame) for frame in drawn)
+    first.save(path, save_all=True, append_images=others, duration=1000 // FRAMES_PER_SECOND, loop=0)

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_grow.rl.processes import moments
+from lightning_grow.rl.normalizer import RunningMoments
 from lightning_grow.rl.rollout import Rollout
 
 
-class RewardScaler(nn.Module):
+class RewardScaler(RunningMoments):
     """Divide rewards by the standard deviation of the running discounted return, and clip; their sign stays.
 
     The statistics take in each rollout, of all processes, before it is scaled. They and the returns under way are in a
@@ -20,8 +20,6 @@ class RewardScaler(nn.Module):
         clip: Largest absolute scaled reward.
         epsilon: Added to the variance.
 
-    Shape: buffers `mean`, `var` and `count` are `(1,)`.
-
     References: Engstrom et al., "Implementation matters in deep policy gradients" (2020), section 3, reward scaling;
     Huang et al., "The 37 implementation details of PPO" (2022), continuous-action details 7 and 8.
 
@@ -30,15 +28,9 @@ class RewardScaler(nn.Module):
     tensor([ 1., -1.])
     """
 
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
     def __init__(self, gamma: float, clip: float = 10.0, epsilon: float = 1e-8) -> None:
-        super().__init__()
+        super().__init__(1)
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
-        for name, value in (("mean", 0.0), ("var", 1.0), ("count", 0.0)):
-            self.register_buffer(name, torch.full((1,), value))
         self.under_way: Tensor | None = None
 
     @torch.no_grad()
@@ -56,11 +48,7 @@ class RewardScaler(nn.Module):
             returns[step] = running * self.gamma + reward
             running = returns[step] * ~is_over
         self.under_way = running
-        number, mean, var = moments(returns.reshape(-1, 1))
-        share, shift = number / (self.count + number), mean - self.mean
-        self.var += share * (var - self.var + (1 - share) * shift.square())
-        self.mean += share * shift
-        self.count += number
+        self.update(returns.unsqueeze(-1))
         return (rewards * (self.var + self.epsilon).rsqrt()).clamp(-self.clip, self.clip)
 
     def scale(self, rollout: Rollout) -> Rollout:

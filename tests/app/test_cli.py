@@ -16,6 +16,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from lightning_grow.app import cli
 from lightning_grow.callbacks import ArchTransfer
@@ -120,6 +121,34 @@ def test_the_agent_of_a_checkpoint_is_evaluated(lightning_grow, small_run, tmp_p
     assert not (tmp_path / "found/checkpoints").exists()
 
 
+DRAWING = """
+    import gymnasium
+    import numpy as np
+
+    class Drawing(gymnasium.Env):
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+        observation_space = gymnasium.spaces.Box(0, 9, (1,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def __init__(self, render_mode=None, draws=True):
+            self.render_mode, self.draws = render_mode, draws
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.time = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.time += 1
+            return np.full(1, self.time, np.float32), 1.0, self.time == 5, False, {}
+
+        def render(self):
+            return np.full((10, 20, 3), (50 * self.time, 0, 0), np.uint8) if self.draws else None
+
+    gymnasium.register("Drawing-v0", Drawing)
+"""
+
+
 def test_an_evaluation_of_the_market_writes_its_equity(lightning_grow, tmp_path):
     market = ("env=market", "env.state_features=2", "env.timeframes=[1d]", "env.lookback_bars=2", "env.episode_bars=9")
     assert lightning_grow(*market, "model.num_steps=16", "trainer.max_epochs=1", "hydra.run.dir=small", *QUICK)[0] == 0
@@ -129,6 +158,21 @@ def test_an_evaluation_of_the_market_writes_its_equity(lightning_grow, tmp_path)
     assert lines[0] == "time,equity"
     assert lines[1].endswith(",1.00000000")
     assert (tmp_path / "found/equity.png").stat().st_size > 1000
+
+
+def test_an_episode_is_drawn(lightning_grow, tmp_path):
+    (tmp_path / "drawing.py").write_text(textwrap.dedent(DRAWING))
+    small = ("env=gym", "env.id=drawing:Drawing-v0", "model.num_steps=16", "trainer.max_epochs=1")
+    assert lightning_grow(*small, "hydra.run.dir=small", *QUICK)[0] == 0
+    path = ("mode=eval", "ckpt_path=small/checkpoints/last.ckpt", "evaluation.video=true")
+    assert lightning_grow(*path, "hydra.run.dir=found")[0] == 0
+    with Image.open(tmp_path / "found/episode.gif") as video:
+        assert (video.n_frames, video.size) == (5, (20, 10))
+        video.seek(4)
+        assert video.convert("RGB").getpixel((0, 0)) == (200, 0, 0)
+    code, printed = lightning_grow(*path, "+evaluation.env.draws=false")
+    assert code != 0
+    assert "Drawing-v0 draws no pictures" in f"{code}{printed}"
 
 
 @pytest.mark.parametrize(("path", "words"), [("", "say ckpt_path=FILE"), ("other.ckpt", "holds no agent of ours")])
