@@ -36,6 +36,11 @@ LAYOUT = ("torch.serialization", "_get_layout")
 """What a distributed checkpoint's .metadata calls for a tensor's layout."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs hooks of its own around its forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class Tables(NamedTuple):
     """Where an nn.Module keeps its parts, by name."""
 

@@ -49,6 +49,16 @@ def test_no_private_name_of_others_stands_anywhere_else():
     assert len(found) > 10  # the look itself still sees them
 
 
+def test_torch_keeps_a_modules_hooks_where_we_look():
+    module = nn.Linear(1, 1)
+    assert not private.has_hooks(module)
+    for register in (module.register_forward_hook, module.register_forward_pre_hook):
+        hook = register(lambda *given: None)
+        assert private.has_hooks(module)
+        hook.remove()
+        assert not private.has_hooks(module)
+
+
 def test_torch_keeps_a_modules_parts_where_we_look():
     module = nn.BatchNorm1d(2)
     module.register_buffer("own", torch.zeros(1), persistent=False)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_grow.private import has_hooks
 from lightning_grow.rl.normalizer import ObservationNormalizer
 
 Function = Callable[[Tensor], Tensor]
@@ -36,7 +37,7 @@ def freeze(*modules: nn.Module) -> Function:
 
 def _functions(module: nn.Module) -> list[Function]:
     known = _KNOWN.get(type(module))  # a subclass may do anything
-    if known is None or module._forward_hooks or module._forward_pre_hooks:
+    if known is None or has_hooks(module):
         return [module]
     return known(module)
 

@@ -113,7 +113,8 @@ class CartPoles(Arrays):
     def __init__(self, envs: Sequence[Environment]) -> None:
         envs[0].reset()  # an attribute of it is made by the first reset only
         super().__init__(envs)
-        self.rewards = (0.0, -1.0) if self.kind._sutton_barto_reward else (1.0, 1.0)
+        is_sutton_barto = envs[0].spec is not None and envs[0].spec.kwargs.get("sutton_barto_reward", False)
+        self.rewards = (0.0, -1.0) if is_sutton_barto else (1.0, 1.0)
 
     def step(self, actions: Array, observations: Array) -> Stepped:
         """Take a step in every environment."""
