@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.errors import WrongSetting
-from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical
-from lightning_grow.rl.encoders import Encoder, make_encoder
+from lightning_grow.rl.distributions import Categorical, Distribution, Gaussian, MultiCategorical
+from lightning_grow.rl.encoders import Encoder, make_encoder, orthogonal
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -121,7 +121,7 @@ class ActorCritic(nn.Module):
             return *torch.split(output, self.parts, -1), value
         return (output, value, self.log_std) if self.continuous else (output, value)
 
-    def distribution(self, output: Tensor) -> Categorical | MultiCategorical | Gaussian:
+    def distribution(self, output: Tensor) -> Distribution:
         """Return the action distribution that `policy`'s output stands for."""
         if self.parts is not None:
             return MultiCategorical(output, self.parts)
@@ -154,7 +154,4 @@ def make_trunk(sizes: Sequence[int], activation: str) -> nn.Sequential:
 
 def make_linear(fan_in: int, fan_out: int, gain: float) -> nn.Linear:
     """Return a linear layer with an orthogonal weight of that gain and no bias yet."""
-    linear = nn.Linear(fan_in, fan_out)
-    nn.init.orthogonal_(linear.weight, gain)
-    nn.init.zeros_(linear.bias)
-    return linear
+    return orthogonal(nn.Linear(fan_in, fan_out), gain)

@@ -122,3 +122,6 @@ class Gaussian:
     def entropy(self) -> Tensor:
         """Return the joint differential entropy in nats, shape `(...)`."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(self.mean.shape[:-1])
+
+
+Distribution = Categorical | MultiCategorical | Gaussian

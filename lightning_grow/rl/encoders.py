@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_grow.errors import WrongSetting
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 class Encoder(nn.Module):
@@ -129,9 +131,9 @@ def make_encoder(shape: Sequence[int], settings: Mapping[str, Any]) -> Encoder:
         raise WrongSetting(f"encoder {settings['kind']}: {error}.") from error
 
 
-def orthogonal(layer: nn.Linear | nn.Conv2d) -> Any:
-    """Return the layer with an orthogonal weight of gain sqrt(2) and no bias yet."""
-    nn.init.orthogonal_(layer.weight, math.sqrt(2))
+def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
+    """Return the layer with an orthogonal weight of that gain and no bias yet."""
+    nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

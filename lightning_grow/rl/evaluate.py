@@ -8,10 +8,12 @@ import lightning
 import numpy as np
 import torch
 
-from lightning_grow.rl.frozen import freeze
+from lightning_grow.rl.distributions import Distribution
+from lightning_grow.rl.frozen import Function, freeze
 from lightning_grow.rl.market import MARKET_ID, MarketEnv
 from lightning_grow.rl.ppo import PPO
 from lightning_grow.rl.spaces import make_env
+from lightning_grow.rl.stepping import Array
 from lightning_grow.rl.vector_env import VectorEnv
 
 
@@ -34,10 +36,8 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     envs.reset(seed)
     policy, returns = freeze(agent.normalizer, *agent.agent.policy_layers), dict[int, float]()
     while len(returns) < episodes:
-        shown = torch.from_numpy(envs.observations).to(agent.device)
-        observations = shown.to(agent.dtype) if shown.is_floating_point() else shown
-        distribution = agent.agent.distribution(policy(observations))
-        noise = agent.agent.noise((episodes,), generator).to(observations)
+        distribution = look(agent, policy, envs.observations)
+        noise = agent.agent.noise((episodes,), generator).to(next(agent.parameters()))
         actions = distribution.mode if greedy else distribution.sample(noise)
         _, terminated, truncated, ends = envs.step(actions.cpu().numpy())
         ended = np.flatnonzero(terminated | truncated).tolist()
@@ -45,6 +45,12 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
         returns = {index: end.episode_return for index, end in zip(ended, ends, strict=True)} | returns
     envs.close()
     return [returns[index] for index in range(episodes)]
+
+
+def look(agent: PPO, policy: Function, observations: Array) -> Distribution:
+    """Return the distribution of an agent's actions, where `policy` is its frozen network."""
+    shown = torch.from_numpy(observations).to(agent.device)  # bytes of an image stay bytes
+    return agent.agent.distribution(policy(shown.to(next(agent.parameters())) if shown.is_floating_point() else shown))
 
 
 def unseen(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,8 +71,7 @@ def equity_curve(agent: PPO, env: Mapping[str, Any]) -> tuple[np.ndarray[Any, An
         raise TypeError(f"only a market has an equity, {env['id']} has none.")
     observation, equity, over = made.reset(seed=0)[0], [1.0], False
     while not over:
-        shown = torch.from_numpy(observation)[None].to(next(agent.parameters()))
-        action = agent.agent.distribution(policy(shown)).mode
+        action = look(agent, policy, observation[None]).mode
         observation, _, _, over, info = made.step(int(action))
         equity.append(float(np.exp(info["log_equity"])))
     return market.table.closes_at[market.decisions.start :][: len(equity)], np.array(equity)

@@ -16,7 +16,7 @@ from lightning_grow.callbacks.together import together
 from lightning_grow.options import GrowthOptions
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
-from lightning_grow.rl.annealing import annealed, count_iterations
+from lightning_grow.rl.annealing import annealed
 from lightning_grow.rl.finite import check_step
 from lightning_grow.rl.load import grow_from_file, transfer_options
 from lightning_grow.rl.losses import explained_variance
@@ -254,9 +254,6 @@ class PPO(AgentRun):
         if settings["anneal_clip_coef"]:
             settings["clip_coef"] *= max(1 - self.current_epoch / self._num_iterations(), 1e-8)
         return update(self.agent, samples, settings, generator, take_step)
-
-    def _num_iterations(self) -> int:
-        return count_iterations(self.trainer, self.hparams)
 
     @property
     def _optimizer(self) -> LightningOptimizer:

@@ -9,7 +9,7 @@ from gymnasium.wrappers import FrameStackObservation
 
 from lightning_grow import ArchTransfer, grow, measure_liveness, plan_growth
 from lightning_grow.errors import WrongSetting
-from lightning_grow.rl import PPO, ActorCritic, env_spaces
+from lightning_grow.rl import PPO, ActorCritic, env_spaces, evaluate
 from lightning_grow.rl.encoders import impala_cnn, nature_cnn
 from lightning_grow.rl.rollout import collect
 from lightning_grow.rl.spaces import shown_names
@@ -137,6 +137,19 @@ def test_an_agent_with_eyes_learns():
     eyes = SMALL | {"channels": [8, 16], "features": 64}
     agent = make_agent(eyes, num_envs=16, num_steps=32, learning_rate=5e-3, num_minibatches=4, hidden_dims=[32])
     assert fit(agent, 60).callback_metrics["episode_return"] > 0.8  # of 1; a blind agent's is about -0.7
+
+
+def test_sampled_actions_of_an_agent_with_eyes_vary():
+    agent = make_agent()
+    agent.agent.actor[-1].weight.data.zero_()  # every action is as likely: a fixed one would repeat its returns
+    returns = [evaluate(agent, CATCH, episodes=32, seed=seed) for seed in (0, 0, 1)]
+    assert returns[0] == returns[1] != returns[2]
+    taken = []
+    step = VectorEnv.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VectorEnv, "step", lambda envs, actions: taken.extend(actions.tolist()) or step(envs, actions))
+        evaluate(agent, CATCH, episodes=64, seed=0)
+    assert min(taken.count(action) for action in range(3)) > 0.25 * len(taken)  # a third each; 448 draws
 
 
 def test_images_that_are_flattened_are_said_to_be(caplog):
