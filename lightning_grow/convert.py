@@ -198,7 +198,8 @@ def _grow(
     end_warmup(checkpoint, warming)
     checkpoint[KEY] = {**record, "attributes": dict(result.report.attributes)}
     if places:
-        note = f"Copies of the weights that grew with them: {', '.join(places)}."
+        more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+        note = f"Copies of the weights that grew with them: {', '.join(places[:4])}{more}."
         result = replace(result, report=replace(result.report, notes=(*result.report.notes, note)))
     return Growth(result, find_differing(checkpoint, target), warming)
 

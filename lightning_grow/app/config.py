@@ -22,6 +22,7 @@ class ModelConfig:
     activation: str = MISSING
     shared_trunk: bool = MISSING
     encoder: Any = None
+    memory: Any = None
     normalize_observations: bool = MISSING
     scale_rewards: bool = MISSING
     num_envs: int = MISSING

@@ -17,8 +17,7 @@ from rich.table import Table
 from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.rl import PPO, evaluate
-from lightning_grow.rl.evaluate import equity_curve, look, unseen
-from lightning_grow.rl.frozen import freeze
+from lightning_grow.rl.evaluate import equity_curve, look, make_player, unseen
 from lightning_grow.rl.market import MARKET_ID
 from lightning_grow.rl.vector_env import VectorEnv
 
@@ -103,11 +102,11 @@ def write_video(agent: PPO, env: Mapping[str, Any], seed: int, path: Path) -> No
     """
     envs = VectorEnv({**env, "render_mode": "rgb_array"}, 1, agent.agent.encoder is not None)
     envs.reset(seed)
-    policy = freeze(agent.normalizer, *agent.agent.policy_layers)
+    player = make_player(agent, 1)
     drawn: list[Any] = [envs.envs[0].render()]
     is_over = False
     while not is_over:
-        _, terminated, truncated, _ = envs.step(look(agent, policy, envs.observations).mode.numpy())
+        _, terminated, truncated, _ = envs.step(look(agent, player, envs.observations).mode.numpy())
         is_over = bool(terminated[0] or truncated[0])
         if not is_over:  # after the end it shows the next episode
             drawn.append(envs.envs[0].render())

@@ -34,10 +34,13 @@ class GrowableMixin:
     `input_names` (a list of str), `example_input_array`, and `describe_inputs`.
 
     Attributes:
+        held_copies: What it holds beside its state dict under the names of its tensors (averages, the states of
+            sequences under way): a stage of GrowthSchedule takes it from here, grows it, and sets it.
         transfer_options: The options that `load_from_checkpoint` grows with, as in `RebuildOptions`; a method that
             returns them will do too. ArchTransfer has its own.
     """
 
+    held_copies: Any = ()
     transfer_options: RebuildOptions | Callable[[], RebuildOptions] = {}  # noqa: RUF012
 
     @classmethod

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lightning_grow.callbacks.arch_transfer import UNTRACED, ArchTransfer, ArchTransferOptions
 from lightning_grow.callbacks.plateau import Plateau
 from lightning_grow.callbacks.reporting import print_report
-from lightning_grow.callbacks.snapshot import find_averages, load_training_state, take_snapshot
+from lightning_grow.callbacks.snapshot import HELD, find_averages, load_training_state, take_snapshot
 from lightning_grow.callbacks.surroundings import find_callbacks, in_precision
 from lightning_grow.convert import grow_checkpoint
 from lightning_grow.errors import RefusedGrowth
@@ -234,6 +234,8 @@ class GrowthSchedule(ArchTransfer):
             )
         pl_module.load_state_dict(checkpoint["state_dict"])
         restore_attributes(pl_module, checkpoint)
+        if checkpoint[HELD]:
+            setattr(pl_module, HELD, checkpoint[HELD])
         for number, average in enumerate(find_averages(trainer)):
             average.module.load_state_dict(checkpoint["callbacks"][str(number)]["average_model_state"])
             average.to(pl_module.device)

@@ -10,12 +10,16 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.private import AVERAGE, HPARAMS_NAME, tree_map
 
+HELD = "held_copies"
+"""The attribute of `GrowableMixin`, and where a snapshot has it."""
+
 
 def take_snapshot(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """What a checkpoint of this moment would hold of weights, their averages, and optimizers."""
     averages = [{"average_model_state": _on_cpu(average.module.state_dict())} for average in find_averages(trainer)]
     return {
         "state_dict": _on_cpu(pl_module.state_dict()),
+        HELD: getattr(pl_module, HELD, ()),
         "hyper_parameters": find_hparams(pl_module),
         "hparams_name": getattr(pl_module, HPARAMS_NAME, None),
         "optimizer_states": [_on_cpu(optimizer.state_dict()) for optimizer in trainer.optimizers],

@@ -1,5 +1,9 @@
-"""Proximal policy optimization on gymnasium environments, ready to grow; registers `lightning_grow/Market-v0`."""
+"""Proximal policy optimization on gymnasium environments, ready to grow.
 
+Registers `lightning_grow/Market-v0` and `lightning_grow/Recall-v0`.
+"""
+
+from lightning_grow.rl import recall as recall
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.evaluate import EvaluationCallback, evaluate
 from lightning_grow.rl.ppo import PPO

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_grow.errors import WrongSetting
 from lightning_grow.rl.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from lightning_grow.rl.encoders import Encoder, make_encoder, orthogonal
+from lightning_grow.rl.memory import Memory, Past, State, make_memory
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -36,10 +37,12 @@ class ActorCritic(nn.Module):
         activation: One of `ACTIVATIONS`.
         shared_trunk: Whether actor and critic share all but their last layer.
         encoder: Of images, shared by actor and critic, which read its features: see `make_encoder`.
+        memory: A recurrent layer, shared by actor and critic, which read what it gives: see `make_memory`. Observations
+            are then whole sequences, `(sequences, steps, state_dim)`, and so is all that is said of them.
 
     Raises:
         ValueError: If there is no such activation, or a size is below 1.
-        WrongSetting: If there are images and no encoder, or the other way round.
+        WrongSetting: If there are images and no encoder, or the other way round; or there is no such memory.
 
     >>> agent = ActorCritic(state_dim=4, action_dim=2, hidden_dims=[8])
     >>> logits, value = agent(torch.zeros(3, 4))
@@ -56,6 +59,7 @@ class ActorCritic(nn.Module):
         activation: str = "tanh",
         shared_trunk: bool = False,
         encoder: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(state_dim, int) != (encoder is None):
@@ -68,6 +72,10 @@ class ActorCritic(nn.Module):
         else:
             self.encoder = make_encoder(state_dim, encoder)
             sizes = [self.encoder.out.out_features, *hidden_dims]
+        self.memory: Memory | None = None
+        if memory is not None:
+            self.memory = make_memory(sizes[0], memory)
+            sizes[0] = self.memory.layer.hidden_size
         parts = [action_dim] if isinstance(action_dim, int) else list(action_dim)
         if min(*sizes, *parts, len(parts)) < 1:
             raise ValueError(
@@ -86,33 +94,45 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(self.action_dim))
 
     @property
-    def policy_layers(self) -> list[nn.Module]:
-        """What `policy` runs, one after the other."""
-        head: list[nn.Module] = [self.trunk, self.actor_head] if self.shared_trunk else [self.actor]
-        return head if self.encoder is None else [self.encoder, *head]
+    def eyes(self) -> list[nn.Module]:
+        """What makes features of observations: the encoder, if there is one."""
+        return [] if self.encoder is None else [self.encoder]
 
-    def policy(self, observations: Tensor) -> Tensor:
+    @property
+    def policy_head(self) -> list[nn.Module]:
+        """What makes the policy's output of features, or of what is remembered of them."""
+        return [self.trunk, self.actor_head] if self.shared_trunk else [self.actor]
+
+    @property
+    def value_head(self) -> list[nn.Module]:
+        """What makes the state value of the same."""
+        return [self.trunk, self.critic_head] if self.shared_trunk else [self.critic]
+
+    def features(self, observations: Tensor, past: Past | None = None) -> Tensor:
+        """Return what both heads read: `(..., state_dim)` to `(..., features)`."""
+        seen = chain(self.eyes, observations)
+        return seen if self.memory is None else self.memory(seen, past)
+
+    def policy(self, observations: Tensor, past: Past | None = None) -> Tensor:
         """Return the logits or the mean of the actions: `(..., state_dim)` to `(..., action_dim)`."""
-        return self._chain(self.policy_layers, observations)
+        return chain(self.policy_head, self.features(observations, past))
 
-    def value(self, observations: Tensor) -> Tensor:
+    def value(self, observations: Tensor, past: Past | None = None) -> Tensor:
         """Return the state values: `(..., state_dim)` to `(..., 1)`."""
-        head = [self.trunk, self.critic_head] if self.shared_trunk else [self.critic]
-        return self._chain(head if self.encoder is None else [self.encoder, *head], observations)
+        return chain(self.value_head, self.features(observations, past))
 
-    @staticmethod
-    def _chain(layers: Iterable[nn.Module], inputs: Tensor) -> Tensor:
-        for layer in layers:
-            inputs = layer(inputs)
-        return inputs
-
-    def both(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, observations: Tensor, past: Past | None = None) -> tuple[Tensor, Tensor]:
         """Return what `policy` and `value` do; what they share is run once."""
-        features = observations if self.encoder is None else self.encoder(observations)
+        features = self.features(observations, past)
         if self.shared_trunk:
             features = self.trunk(features)
             return self.actor_head(features), self.critic_head(features)
         return self.actor(features), self.critic(features)
+
+    def new_memory(self, num_envs: int) -> State:
+        """Return what is remembered where every episode has just begun."""
+        begun = () if self.memory is None else self.memory.begun
+        return tuple(part.repeat(num_envs, 1) for part in begun)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """Return (logits, value), the logits of each part and the value, or (mean, value, log_std)."""
@@ -138,6 +158,13 @@ class ActorCritic(nn.Module):
         """Draw what the distribution's `sample` needs, `(*leading, action_dim)`, on the generator's device."""
         family = Gaussian if self.continuous else Categorical
         return family.noise((*leading, self.action_dim), generator)
+
+
+def chain(layers: Iterable[nn.Module], inputs: Tensor) -> Tensor:
+    """Run one layer after the other."""
+    for layer in layers:
+        inputs = layer(inputs)
+    return inputs
 
 
 def make_trunk(sizes: Sequence[int], activation: str) -> nn.Sequential:

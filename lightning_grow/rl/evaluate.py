@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lightning_grow.rl.distributions import Distribution
-from lightning_grow.rl.frozen import Function, freeze
 from lightning_grow.rl.market import MARKET_ID, MarketEnv
+from lightning_grow.rl.player import Player
 from lightning_grow.rl.ppo import PPO
 from lightning_grow.rl.spaces import make_env
 from lightning_grow.rl.stepping import Array
@@ -34,9 +34,9 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     """
     envs, generator = VectorEnv(env, episodes, agent.agent.encoder is not None), torch.Generator().manual_seed(seed)
     envs.reset(seed)
-    policy, returns = freeze(agent.normalizer, *agent.agent.policy_layers), dict[int, float]()
+    player, returns = make_player(agent, episodes), dict[int, float]()
     while len(returns) < episodes:
-        distribution = look(agent, policy, envs.observations)
+        distribution = look(agent, player, envs.observations)
         noise = agent.agent.noise((episodes,), generator).to(next(agent.parameters()))
         actions = distribution.mode if greedy else distribution.sample(noise)
         _, terminated, truncated, ends = envs.step(actions.cpu().numpy())
@@ -47,10 +47,15 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     return [returns[index] for index in range(episodes)]
 
 
-def look(agent: PPO, policy: Function, observations: Array) -> Distribution:
-    """Return the distribution of an agent's actions, where `policy` is its frozen network."""
+def make_player(agent: PPO, num_envs: int) -> Player:
+    """Return the agent at play in environments that have just begun an episode."""
+    return Player(agent.agent, agent.normalizer, agent.agent.new_memory(num_envs))
+
+
+def look(agent: PPO, player: Player, observations: Array) -> Distribution:
+    """Return the distribution of an agent's actions, where it plays."""
     shown = torch.from_numpy(observations).to(agent.device)  # bytes of an image stay bytes
-    return agent.agent.distribution(policy(shown.to(next(agent.parameters())) if shown.is_floating_point() else shown))
+    return agent.agent.distribution(player(shown.to(next(agent.parameters())) if shown.is_floating_point() else shown))
 
 
 def unseen(env: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +71,12 @@ def unseen(env: Mapping[str, Any]) -> dict[str, Any]:
 def equity_curve(agent: PPO, env: Mapping[str, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the times of the market's evaluation and the equity at each, 1 at the first, of the greedy agent."""
     made = make_env(unseen(env))
-    market, policy = made.unwrapped, freeze(agent.normalizer, *agent.agent.policy_layers)
+    market, player = made.unwrapped, make_player(agent, 1)
     if not isinstance(market, MarketEnv):
         raise TypeError(f"only a market has an equity, {env['id']} has none.")
     observation, equity, over = made.reset(seed=0)[0], [1.0], False
     while not over:
-        action = look(agent, policy, observation[None]).mode
+        action = look(agent, player, observation[None]).mode
         observation, _, _, over, info = made.step(int(action))
         equity.append(float(np.exp(info["log_equity"])))
     return market.table.closes_at[market.decisions.start :][: len(equity)], np.array(equity)

@@ -57,6 +57,8 @@ class PPO(AgentRun):
         activation: elu, gelu, leaky_relu, relu, silu or tanh.
         shared_trunk: Whether actor and critic share all but their last layer.
         encoder: Of images: `{"kind": "nature_cnn" or "impala_cnn", **its settings}`; see `lightning_grow.rl.encoders`.
+        memory: Of an episode: `{"kind": "lstm" or "gru", "hidden_size": 128}`, before the hidden layers; see
+            `lightning_grow.rl.memory`. A minibatch is then made of whole environments.
         normalize_observations: Whether to shift and scale observations by running statistics; not those of an encoder.
         scale_rewards: Whether to divide rewards by the running deviation of the discounted return.
         num_envs: Environments stepped together.
@@ -109,6 +111,7 @@ class PPO(AgentRun):
         activation: str = "tanh",
         shared_trunk: bool = False,
         encoder: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Any] | None = None,
         normalize_observations: bool = True,
         scale_rewards: bool = False,
         num_envs: int = 4,
@@ -133,26 +136,29 @@ class PPO(AgentRun):
         super().__init__()
         env, hidden_dims = dict(env or {"id": "CartPole-v1"}), list(hidden_dims)
         state_dim, action_dim = (size if isinstance(size, int) else list(size) for size in (state_dim, action_dim))
-        encoder = None if encoder is None else dict(encoder)
+        encoder, memory = (None if settings is None else dict(settings) for settings in (encoder, memory))
         self.save_hyperparameters()
         check_settings(self.hparams)
         self.automatic_optimization = False
-        self.agent = ActorCritic(state_dim, action_dim, continuous, hidden_dims, activation, shared_trunk, encoder)
+        architecture = (hidden_dims, activation, shared_trunk, encoder, memory)
+        self.agent = ActorCritic(state_dim, action_dim, continuous, *architecture)
         is_normalized = normalize_observations and isinstance(state_dim, int)
         self.normalizer = ObservationNormalizer(cast(int, state_dim)) if is_normalized else nn.Identity()
         self.reward_scaler = RewardScaler(gamma) if scale_rewards else None
         # Real values even under torch.device("meta"), and the same for every agent: growth is verified on them.
         fixed = torch.Generator().manual_seed(0)
-        self.example_input_array = torch.randn(7, *np.atleast_1d(state_dim), generator=fixed, device="cpu")
+        leading = (7,) if memory is None else (7, 5)
+        self.example_input_array = torch.randn(*leading, *np.atleast_1d(state_dim), generator=fixed, device="cpu")
 
     def forward(self, observations: Tensor) -> tuple[Tensor, ...]:
         """Return (logits, value), the logits of each part and the value, or (mean, value, log_std).
 
         Args:
-            observations: As the environment gives them, `(batch, state_dim)`.
+            observations: As the environment gives them, `(batch, state_dim)`; with a memory those of whole episodes,
+                `(batch, steps, state_dim)`.
 
         Returns:
-            `(batch, action_dim)`, `(batch, 1)` and, if there is one, `(action_dim,)`.
+            `(batch, action_dim)`, `(batch, 1)` and, if there is one, `(action_dim,)`; with a memory of every step.
         """
         outputs: tuple[Tensor, ...] = self.agent(self.normalizer(observations))
         return outputs
@@ -218,14 +224,14 @@ class PPO(AgentRun):
         if envs is not old:
             self._start_episodes(envs)
         num_steps = self.hparams["num_steps"]
-        rollout = together(lambda: collect(envs, self.agent, self.normalizer, num_steps, generator))
+        rollout = together(lambda: collect(envs, self.agent, self.normalizer, num_steps, generator, self.memory))
         if self.reward_scaler is not None:
             rollout = self.reward_scaler.scale(rollout)
         samples = self.prepare(rollout)
         diagnostics = self.update(samples, generator)
         if isinstance(self.normalizer, ObservationNormalizer):
             self.normalizer.update(rollout.observations[:-1])
-        self.statistics.update(*rollout.all_episodes(), len(samples.returns) * count())
+        self.statistics.update(*rollout.all_episodes(), samples.returns.numel() * count())
         diagnostics |= {
             "explained_variance": average(explained_variance(samples.values, samples.returns)),
             "learning_rate": self._optimizer.param_groups[0]["lr"],

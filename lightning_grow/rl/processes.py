@@ -68,5 +68,5 @@ def standardized(samples: Tensor) -> Tensor:
     """Samples less the mean of all processes', over their standard deviation."""
     if count() == 1:
         return (samples - samples.mean()) / (samples.std() + 1e-8)
-    number, mean, var = moments(samples)
+    number, mean, var = moments(samples.flatten())
     return (samples - mean) / ((var * number / (number - 1)).sqrt() + 1e-8)

@@ -1,11 +1,12 @@
 """An agent's life in a Trainer: its environments, random streams and counters, from setup to checkpoint to teardown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_grow.callbacks.growable import GrowableMixin
 from lightning_grow.callbacks.together import together
@@ -16,8 +17,9 @@ from lightning_grow.rl.annealing import count_iterations
 from lightning_grow.rl.finite import check_state
 from lightning_grow.rl.load import KEY
 from lightning_grow.rl.market import MARKET_ID, describe_sizes
+from lightning_grow.rl.memory import State
 from lightning_grow.rl.metrics import EpisodeStatistics
-from lightning_grow.rl.settings import check_trainer
+from lightning_grow.rl.settings import check_settings, check_trainer
 from lightning_grow.rl.spaces import shown_names
 from lightning_grow.rl.vector_env import VectorEnv, join_states, make_fitting
 
@@ -33,6 +35,7 @@ class AgentRun(GrowableMixin, LightningModule):
         statistics: What it has been through.
         envs: This process's environments, within a fit.
         generator: Of action noise and minibatch order, the same in every process.
+        memory: What the agent remembers of the running episodes.
     """
 
     agent: ActorCritic
@@ -42,6 +45,7 @@ class AgentRun(GrowableMixin, LightningModule):
         self.statistics = EpisodeStatistics()
         self.envs: VectorEnv | None = None
         self.generator: torch.Generator | None = None
+        self.memory: State = ()
         self.run_state: dict[str, Any] | None = None
         self.metrics: dict[str, Any] = {}  # what a file of `load_with_transfer` held under that name
 
@@ -99,6 +103,7 @@ class AgentRun(GrowableMixin, LightningModule):
                 f"{self.trainer.world_size} processes cannot share num_envs={self.hparams['num_envs']} environments: "
                 "take a multiple."
             )
+        check_settings({**self.hparams, "num_envs": self.hparams["num_envs"] // self.trainer.world_size})
         self.envs = together(lambda: make_fitting(self.hparams))
 
     def on_train_start(self) -> None:
@@ -111,6 +116,24 @@ class AgentRun(GrowableMixin, LightningModule):
             if state is not None:
                 rank_zero_info("The environments are not those of the checkpoint: their episodes start anew.")
             self._start_episodes(envs)
+        else:
+            own = slice(processes.rank() * len(envs.envs), (processes.rank() + 1) * len(envs.envs))
+            self.held_copies = state.get("memory", [])[own]
+
+    @property
+    def held_copies(self) -> list[dict[str, Tensor]]:
+        """What is remembered in each environment, under the names of what an episode begins with: so it grows."""
+        names = [] if self.agent.memory is None else [f"agent.memory.{name}" for name in self.agent.memory.names]
+        return [dict(zip(names, map(Tensor.clone, parts), strict=True)) for parts in zip(*self.memory, strict=True)]
+
+    @held_copies.setter
+    def held_copies(self, copies: Sequence[Mapping[str, Tensor]]) -> None:
+        envs = cast(VectorEnv, self.envs)
+        self.memory = self.agent.new_memory(len(envs.envs))
+        for index, held in enumerate(copies):
+            for part, saved in zip(self.memory, held.values(), strict=True):
+                if envs.episode_lengths[index]:  # else an episode has just begun
+                    part[index] = saved
 
     def teardown(self, stage: str) -> None:
         """Close the environments, and remember where they were for a later checkpoint or fit."""
@@ -154,9 +177,11 @@ class AgentRun(GrowableMixin, LightningModule):
         # Drawn, so that agents with seeds 1 and 2 do not share all environments but one.
         seed = int(torch.randint(2**31, (), generator=cast(torch.Generator, self.generator)))
         envs.reset(seed + processes.rank() * len(envs.envs))
+        self.memory = self.agent.new_memory(len(envs.envs))
 
     def _current_run_state(self) -> dict[str, Any] | None:
         if self.envs is None or self.generator is None:
             return self.run_state
         states = processes.gather(self.envs.state_dict())
-        return {"generator": self.generator.get_state(), "envs": join_states(states)}
+        memory = [part for copies in processes.gather(self.held_copies) for part in copies]
+        return {"generator": self.generator.get_state(), "envs": join_states(states), "memory": memory}

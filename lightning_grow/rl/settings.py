@@ -55,6 +55,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     ]
     if faults:
         raise WrongSetting(" ".join(faults))
+    if settings.get("memory") is not None and settings["num_envs"] < settings["num_minibatches"]:
+        raise WrongSetting(
+            f"A minibatch of an agent with a memory is made of whole environments: expected num_envs (in each process) "
+            f"to be at least num_minibatches={settings['num_minibatches']}, but got {settings['num_envs']}."
+        )
     samples = settings["num_envs"] * settings["num_steps"]
     least = (2 if settings["norm_adv"] else 1) * settings["num_minibatches"]
     if samples < least:

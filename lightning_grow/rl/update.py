@@ -1,26 +1,29 @@
 """PPO's update: a rollout made into samples, and the optimizer steps on minibatches of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.rl.actor_critic import ActorCritic
+from lightning_grow.rl.actor_critic import ActorCritic, chain
 from lightning_grow.rl.frozen import freeze
 from lightning_grow.rl.gae import generalized_advantages
 from lightning_grow.rl.losses import approximate_kl, clip_fraction, policy_loss, value_loss
+from lightning_grow.rl.memory import Past, State
 from lightning_grow.rl.processes import average, permutation, standardized
 from lightning_grow.rl.rollout import Rollout
 
-_IMAGES = 256  # images whose values are worked out together
+_IMAGES = 256  # images whose features are worked out together
 DIAGNOSTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 
 
 @dataclass(frozen=True)
 class Batch:
     """One iteration's samples, or some of them; each `(batch, ...)`.
+
+    Those of an agent with a memory are whole sequences, one of each environment: `(batch, steps, ...)`.
 
     Attributes:
         observations: Normalised, `(batch, state_dim)`.
@@ -29,6 +32,8 @@ class Batch:
         values: V(s) at the time of the rollout, `(batch,)`.
         advantages: `(batch,)`.
         returns: What the critic learns, `(batch,)`.
+        begins: Whether an episode begins with a sample, after the first of a sequence; bool, `(batch,)`.
+        memory: What was remembered before each sequence, each `(batch, hidden_size)`; () of no memory.
     """
 
     observations: Tensor
@@ -37,11 +42,19 @@ class Batch:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    begins: Tensor
+    memory: State = field(kw_only=True)
+
+    @property
+    def past(self) -> Past | None:
+        """What the sequences are to be read after."""
+        return Past(self.memory, self.begins) if self.memory else None
 
     def shuffled(self, order: Tensor, parts: int) -> list["Batch"]:
         """Return the samples in another order, cut into parts whose sizes differ by one at most."""
-        columns = [getattr(self, name).index_select(0, order).tensor_split(parts) for name in self.__dataclass_fields__]
-        return [Batch(*part) for part in zip(*columns, strict=True)]
+        named = [getattr(self, name) for name in self.__dataclass_fields__ if name != "memory"]
+        columns = [column.index_select(0, order).tensor_split(parts) for column in (*named, *self.memory)]
+        return [Batch(*part[: len(named)], memory=part[len(named) :]) for part in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,25 +74,33 @@ class Diagnostics:
 def prepare(rollout: Rollout, agent: ActorCritic, normalizer: nn.Module, gamma: float, gae_lambda: float) -> Batch:
     """Add log-probabilities, values, advantages and returns to a rollout, and flatten it."""
     normalize = freeze(normalizer)
-    observations = normalize(rollout.observations)
-    values = _values(agent, observations.flatten(0, 1)).reshape(observations.shape[:2])
+    observations, ended = normalize(rollout.observations), rollout.terminated | rollout.truncated
+    values = _values(agent, observations, rollout.memory, rollout.begins)
     next_values = values[1:].clone()
     # The observation after an end belongs to the next episode.
-    final_values = _values(agent, normalize(rollout.final_observations))
-    next_values[rollout.terminated | rollout.truncated] = final_values
+    final_observations = normalize(rollout.final_observations).unsqueeze(0)
+    goes_on = ended.new_zeros(final_observations.shape[:2])
+    next_values[ended] = _values(agent, final_observations, rollout.final_memory, goes_on).squeeze(0)
     ends = rollout.terminated, rollout.truncated
     advantages = generalized_advantages(rollout.rewards, values[:-1], next_values, *ends, gamma, gae_lambda)
     log_probs = agent.distribution(rollout.outputs).log_prob(rollout.actions)
-    columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, advantages + values[:-1])
-    return Batch(*(column.flatten(0, 1) for column in columns))
+    returns = advantages + values[:-1]
+    columns = (observations[:-1], rollout.actions, log_probs, values[:-1], advantages, returns, rollout.begins[:-1])
+    if agent.memory is None:
+        return Batch(*(column.flatten(0, 1) for column in columns), memory=())
+    return Batch(*(column.transpose(0, 1) for column in columns), memory=rollout.memory)
 
 
-def _values(agent: ActorCritic, observations: Tensor) -> Tensor:
-    """V(s) of many observations: all at once, but for images, whose maps would fill the memory."""
-    if not len(observations):
-        return observations.new_zeros(0, dtype=torch.get_default_dtype())
-    size = len(observations) if observations.ndim == 2 else _IMAGES
-    return torch.cat([agent.value(part).squeeze(-1) for part in torch.split(observations, size)])
+def _values(agent: ActorCritic, observations: Tensor, memory: State, begins: Tensor) -> Tensor:
+    """V(s), `(steps, num_envs)`, of observations `(steps, num_envs, ...)`, read after what was remembered."""
+    if not begins.numel():
+        return begins.new_zeros(begins.shape, dtype=torch.get_default_dtype())
+    seen = observations.flatten(0, 1)
+    size = _IMAGES if agent.eyes else len(seen)  # their maps would fill the memory
+    features = torch.cat([chain(agent.eyes, part) for part in torch.split(seen, size)]).reshape(*begins.shape, -1)
+    if agent.memory is not None:
+        features = agent.memory(features.transpose(0, 1), Past(memory, begins.T)).transpose(0, 1)
+    return chain(agent.value_head, features).squeeze(-1)
 
 
 def update(
@@ -120,7 +141,7 @@ def update(
 def minibatch_loss(agent: ActorCritic, samples: Batch, settings: Mapping[str, Any]) -> tuple[Tensor, Diagnostics]:
     """Return the loss of some samples, and what `DIAGNOSTICS` are made of."""
     clip_coef = settings["clip_coef"]
-    output, values = agent.both(samples.observations)
+    output, values = agent.both(samples.observations, samples.past)
     distribution, values = agent.distribution(output), values.squeeze(-1)
     log_ratios = distribution.log_prob(samples.actions) - samples.log_probs
     advantages = standardized(samples.advantages) if settings["norm_adv"] else samples.advantages

@@ -14,7 +14,7 @@ def test_a_frozen_policy_has_the_bits_of_the_policy(activation, shared_trunk):
     agent.normalizer.update(3 * torch.randn(50, 4) + 1)
     agent.normalizer.count[2] = 0  # a feature that is new: it passes as it is
     observations = 20 * torch.randn(16, 4)
-    frozen = freeze(agent.normalizer, *agent.agent.policy_layers)
+    frozen = freeze(agent.normalizer, *agent.agent.policy_head)
     assert torch.equal(frozen(observations), agent.agent.policy(agent.normalizer(observations)))
 
 

@@ -83,6 +83,7 @@ def assert_same_bits(left, right):
         pytest.param({"env": {**WALK, "continuous": True}}, id="continuous"),
         pytest.param({"shared_trunk": True, "normalize_observations": False, "anneal_lr": False}, id="shared trunk"),
         pytest.param({"target_kl": 1e-4}, id="target_kl"),
+        pytest.param({"memory": {"kind": "lstm", "hidden_size": 8}, "num_minibatches": 2}, id="memory"),
     ],
 )
 def test_resuming_is_training_straight_on_bit_for_bit(tmp_path, settings):

@@ -46,10 +46,10 @@ RUN = """
 """
 
 
-def run(folder, devices, epochs=3, minibatches=1, fails="no", path=""):
+def run(folder, devices, epochs=3, minibatches=1, fails="no", path="", more=""):
     folder.mkdir()
     script = folder / "run.py"
-    script.write_text(textwrap.dedent(RUN))
+    script.write_text(textwrap.dedent(RUN).replace("hidden_dims=[8],", f"hidden_dims=[8], {more}"))
     command = [sys.executable, "-W", "ignore", str(script), str(folder)]
     command += [*map(str, (devices, epochs, minibatches)), fails, str(path)]
     return subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=200, check=False)
@@ -85,6 +85,19 @@ def test_two_processes_learn_as_one_of_all_environments(tmp_path, straight):
     assert first["own"] == second["own"] == 3
     assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in weights.items())
     check_like_one_process(results(tmp_path / "1", 1), results(straight, 2))
+
+
+def test_two_processes_remember_as_one(tmp_path):
+    """And a run of two goes on in one, in the middle of its episodes."""
+    memory = "memory={'kind': 'lstm', 'hidden_size': 6},"
+    for name, devices, epochs, path in (
+        ("2", 2, 4, ""),
+        ("1", 1, 4, ""),
+        ("2 then 1", 1, 4, tmp_path / "2" / "3.ckpt"),
+    ):
+        ended = run(tmp_path / name, devices, epochs, path=path, more=memory)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        check_like_one_process(results(tmp_path / name, devices), results(tmp_path / "2", 2))
 
 
 @pytest.mark.parametrize("devices", [1, 2])
