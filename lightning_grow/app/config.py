@@ -23,6 +23,7 @@ class ModelConfig:
     shared_trunk: bool = MISSING
     encoder: Any = None
     memory: Any = None
+    squash_actions: bool = MISSING
     normalize_observations: bool = MISSING
     scale_rewards: bool = MISSING
     num_envs: int = MISSING

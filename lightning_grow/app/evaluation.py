@@ -17,9 +17,8 @@ from rich.table import Table
 from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.rl import PPO, evaluate
-from lightning_grow.rl.evaluate import equity_curve, look, make_player, unseen
+from lightning_grow.rl.evaluate import equity_curve, look, make_envs, make_player, unseen
 from lightning_grow.rl.market import MARKET_ID
-from lightning_grow.rl.vector_env import VectorEnv
 
 FRAMES_PER_SECOND = 25
 WAYS = {"greedy": True, "sampled": False}
@@ -100,7 +99,7 @@ def write_video(agent: PPO, env: Mapping[str, Any], seed: int, path: Path) -> No
     Raises:
         WrongSetting: The environment does not draw.
     """
-    envs = VectorEnv({**env, "render_mode": "rgb_array"}, 1, agent.agent.encoder is not None)
+    envs = make_envs(agent, {**env, "render_mode": "rgb_array"}, 1)
     envs.reset(seed)
     player = make_player(agent, 1)
     drawn: list[Any] = [envs.envs[0].render()]

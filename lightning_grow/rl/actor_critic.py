@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.errors import WrongSetting
-from lightning_grow.rl.distributions import Categorical, Distribution, Gaussian, MultiCategorical
+from lightning_grow.rl.distributions import Categorical, Distribution, Gaussian, MultiCategorical, SquashedGaussian
 from lightning_grow.rl.encoders import Encoder, make_encoder, orthogonal
 from lightning_grow.rl.memory import Memory, Past, State, make_memory
 
@@ -39,10 +39,12 @@ class ActorCritic(nn.Module):
         encoder: Of images, shared by actor and critic, which read its features: see `make_encoder`.
         memory: A recurrent layer, shared by actor and critic, which read what it gives: see `make_memory`. Observations
             are then whole sequences, `(sequences, steps, state_dim)`, and so is all that is said of them.
+        squash_actions: Whether continuous actions go through tanh, into the bounds of the environment.
 
     Raises:
         ValueError: If there is no such activation, or a size is below 1.
-        WrongSetting: If there are images and no encoder, or the other way round; or there is no such memory.
+        WrongSetting: If there are images and no encoder, or the other way round; if there is no such memory; or if
+            choices are to be squashed.
 
     >>> agent = ActorCritic(state_dim=4, action_dim=2, hidden_dims=[8])
     >>> logits, value = agent(torch.zeros(3, 4))
@@ -60,8 +62,12 @@ class ActorCritic(nn.Module):
         shared_trunk: bool = False,
         encoder: Mapping[str, Any] | None = None,
         memory: Mapping[str, Any] | None = None,
+        squash_actions: bool = False,
     ) -> None:
         super().__init__()
+        if squash_actions and not continuous:
+            raise WrongSetting("squash_actions is for continuous actions; these are choices. Leave it out.")
+        self.gaussian = SquashedGaussian if squash_actions else Gaussian
         if isinstance(state_dim, int) != (encoder is None):
             raise WrongSetting(
                 f"An encoder is for images, state_dim=[height, width, channels]; came {state_dim=}, {encoder=}."
@@ -145,7 +151,7 @@ class ActorCritic(nn.Module):
         """Return the action distribution that `policy`'s output stands for."""
         if self.parts is not None:
             return MultiCategorical(output, self.parts)
-        return Gaussian(output, self.log_std) if self.continuous else Categorical(output)
+        return self.gaussian(output, self.log_std) if self.continuous else Categorical(output)
 
     @property
     def action_shape(self) -> tuple[int, ...]:

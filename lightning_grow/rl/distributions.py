@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -124,4 +126,38 @@ class Gaussian:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(self.mean.shape[:-1])
 
 
+@dataclass(frozen=True)
+class SquashedGaussian(Gaussian):
+    """tanh of independent normal actions, in (-1, 1); actions here are those before tanh, which loses none of them.
+
+    References: Haarnoja et al., "Soft actor-critic" (2018), appendix C.
+
+    >>> narrow = SquashedGaussian(torch.zeros(1), torch.full((1,), -3.0))
+    >>> narrow.entropy() < Gaussian(narrow.mean, narrow.log_std).entropy()
+    tensor(True)
+    """
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Return the log density of tanh(actions), shape `(...)` of `actions` `(..., action_dim)`."""
+        return super().log_prob(actions) - _log_slope(actions).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the joint differential entropy in nats, shape `(...)`: the normal's + E[log tanh'], by quadrature."""
+        nodes, weights = (item.to(self.mean) for item in _HERMITE)
+        actions = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes
+        return super().entropy() + (_log_slope(actions) * weights).sum((-1, -2))
+
+
+def _log_slope(actions: Tensor) -> Tensor:
+    """Log of tanh's derivative, 1 - tanh(x)^2, without cancellation."""
+    return 2 * (math.log(2) - actions - F.softplus(-2 * actions))
+
+
+def _gauss_hermite(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of a mean over a standard normal variable, exact for polynomials of degree below 2 count."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+
+_HERMITE = _gauss_hermite(16)
 Distribution = Categorical | MultiCategorical | Gaussian

@@ -32,7 +32,7 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
     >>> len(evaluate(agent, {"id": "CartPole-v1"}, episodes=3, seed=0))
     3
     """
-    envs, generator = VectorEnv(env, episodes, agent.agent.encoder is not None), torch.Generator().manual_seed(seed)
+    envs, generator = make_envs(agent, env, episodes), torch.Generator().manual_seed(seed)
     envs.reset(seed)
     player, returns = make_player(agent, episodes), dict[int, float]()
     while len(returns) < episodes:
@@ -45,6 +45,11 @@ def evaluate(agent: PPO, env: Mapping[str, Any], episodes: int, seed: int, greed
         returns = {index: end.episode_return for index, end in zip(ended, ends, strict=True)} | returns
     envs.close()
     return [returns[index] for index in range(episodes)]
+
+
+def make_envs(agent: PPO, env: Mapping[str, Any], number: int) -> VectorEnv:
+    """Make environments for an agent to play in."""
+    return VectorEnv(env, number, agent.agent.encoder is not None, agent.hparams["squash_actions"])
 
 
 def make_player(agent: PPO, num_envs: int) -> Player:

@@ -59,6 +59,7 @@ class PPO(AgentRun):
         encoder: Of images: `{"kind": "nature_cnn" or "impala_cnn", **its settings}`; see `lightning_grow.rl.encoders`.
         memory: Of an episode: `{"kind": "lstm" or "gru", "hidden_size": 128}`, before the hidden layers; see
             `lightning_grow.rl.memory`. A minibatch is then made of whole environments.
+        squash_actions: Whether continuous actions go through tanh into the environment's bounds, not clipped to them.
         normalize_observations: Whether to shift and scale observations by running statistics; not those of an encoder.
         scale_rewards: Whether to divide rewards by the running deviation of the discounted return.
         num_envs: Environments stepped together.
@@ -112,6 +113,7 @@ class PPO(AgentRun):
         shared_trunk: bool = False,
         encoder: Mapping[str, Any] | None = None,
         memory: Mapping[str, Any] | None = None,
+        squash_actions: bool = False,
         normalize_observations: bool = True,
         scale_rewards: bool = False,
         num_envs: int = 4,
@@ -140,7 +142,7 @@ class PPO(AgentRun):
         self.save_hyperparameters()
         check_settings(self.hparams)
         self.automatic_optimization = False
-        architecture = (hidden_dims, activation, shared_trunk, encoder, memory)
+        architecture = (hidden_dims, activation, shared_trunk, encoder, memory, squash_actions)
         self.agent = ActorCritic(state_dim, action_dim, continuous, *architecture)
         is_normalized = normalize_observations and isinstance(state_dim, int)
         self.normalizer = ObservationNormalizer(cast(int, state_dim)) if is_normalized else nn.Identity()

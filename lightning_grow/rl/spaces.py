@@ -75,6 +75,21 @@ def channels_last(env: Environment) -> Environment:
     return gymnasium.wrappers.TransformObservation(env, lambda image: np.moveaxis(image, 0, -1), turned)
 
 
+def check_bounds(env: Environment) -> None:
+    """Refuse to squash actions that have no bounds.
+
+    Raises:
+        WrongSetting: They have none; the environment is closed.
+    """
+    space = env.action_space
+    if not isinstance(space, spaces.Box) or not space.is_bounded():
+        env.close()
+        raise WrongSetting(
+            f"squash_actions takes actions to the bounds of the environment; {env.spec.id if env.spec else env} has "
+            f"{space}. Leave it out."
+        )
+
+
 def time_limit(env: Mapping[str, Any]) -> int | None:
     """Return after how many steps an episode of an environment that was made is truncated: `env`'s own, or the id's."""
     name = env["id"].rpartition(":")[2]  # "module:Id-v0": making one has imported the module, which registers it

@@ -12,7 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_grow.errors import NotFinite, WrongSetting
 from lightning_grow.rl import processes
-from lightning_grow.rl.spaces import FRAMES, Environment, make_env, observation_names, space_sizes, time_limit
+from lightning_grow.rl.spaces import (
+    FRAMES,
+    Environment,
+    check_bounds,
+    make_env,
+    observation_names,
+    space_sizes,
+    time_limit,
+)
 from lightning_grow.rl.stepping import Array, make_stepper
 
 _STOPPED = "The run ends before it is learnt from; mend the environment, or its data."
@@ -42,6 +50,10 @@ class VectorEnv:
             one, along the last axis, the newest last. An episode begins with as many of its first.
         num_envs: Number of copies.
         images: Whether observations stay images, `(height, width, channels)`, bytes where they are.
+        squash: Whether continuous actions go through tanh to the bounds; else they are clipped to them.
+
+    Raises:
+        WrongSetting: Actions are to be squashed and have no bounds.
 
     Attributes:
         observations: The current ones, float32 `(num_envs, state_dim)`, or images `(num_envs, *state_dim)`.
@@ -50,9 +62,11 @@ class VectorEnv:
         sizes: (state_dim, action_dim, continuous).
     """
 
-    def __init__(self, env: Mapping[str, Any], num_envs: int, images: bool = False) -> None:
-        self.env, self.frames = dict(env), env.get(FRAMES, 1)
+    def __init__(self, env: Mapping[str, Any], num_envs: int, images: bool = False, squash: bool = False) -> None:
+        self.env, self.frames, self.squash = dict(env), env.get(FRAMES, 1), squash
         self.envs: list[Environment] = [make_env(env, images) for _ in range(num_envs)]
+        if squash:
+            check_bounds(self.envs[0])
         self.stepper = make_stepper(self.envs)
         self.time_limit = time_limit(env)
         self.sizes = space_sizes(self.envs[0], self.frames)
@@ -104,7 +118,7 @@ class VectorEnv:
 
         Args:
             actions: `(num_envs,)` int for discrete actions, `(num_envs, parts)` where several are chosen at once, else
-                `(num_envs, action_dim)`, clipped to the bounds here.
+                `(num_envs, action_dim)`, brought into the bounds here.
 
         Returns:
             rewards, terminated, truncated: `(num_envs,)`. truncated is False where terminated is True.
@@ -141,10 +155,14 @@ class VectorEnv:
         return end
 
     def to_env_actions(self, actions: Array) -> Array:
-        """Return what the environments take: choices from their first one on, or vectors clipped to the bounds."""
+        """Return what the environments take: choices from their first one on, or vectors within the bounds."""
         space = self.envs[0].action_space
         if isinstance(space, spaces.Box):
-            return np.clip(actions.reshape(-1, *space.shape), space.low, space.high)
+            shaped = actions.reshape(-1, *space.shape)
+            if self.squash:
+                bounded: Array = space.low + (np.tanh(shaped) + 1) / 2 * (space.high - space.low)
+                return bounded
+            return np.clip(shaped, space.low, space.high)
         if isinstance(space, spaces.Discrete):
             return actions + space.start if space.start else actions
         chosen = actions.reshape(-1, *(space.shape or ()))
@@ -211,7 +229,10 @@ def make_fitting(settings: Mapping[str, Any]) -> VectorEnv:
     Raises:
         WrongSetting: If their sizes are not the network's.
     """
-    envs = VectorEnv(settings["env"], settings["num_envs"] // processes.count(), settings.get("encoder") is not None)
+    number = settings["num_envs"] // processes.count()
+    envs = VectorEnv(
+        settings["env"], number, settings.get("encoder") is not None, settings.get("squash_actions", False)
+    )
     names = ("state_dim", "action_dim", "continuous")
     ours = tuple(settings[name] for name in names)
     if ours != envs.sizes:

@@ -31,11 +31,11 @@ class Clock(gymnasium.Env):
 class Walk(gymnasium.Env):
     """Keep a noisy walker near 0; over the edge the episode ends. It can be put back into the middle of an episode."""
 
-    def __init__(self, continuous: bool = False, actions: int = 0):
+    def __init__(self, continuous: bool = False, actions: int = 0, bound: float = 1.0):
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.continuous = continuous
         self.action_space = (
-            spaces.Box(-1, 1, (actions or 1,), np.float32) if continuous else spaces.Discrete(actions or 2)
+            spaces.Box(-bound, bound, (actions or 1,), np.float32) if continuous else spaces.Discrete(actions or 2)
         )
         self.position = self.speed = 0.0
 

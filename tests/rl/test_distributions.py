@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import distributions
 
-from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical
+from lightning_grow.rl.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
 
 
 class Both:
@@ -62,3 +62,26 @@ def test_gaussian_samples_have_its_moments():
     # Four standard deviations of a mean and of a standard deviation, std / sqrt(n) and std / sqrt(2 n).
     torch.testing.assert_close(samples.mean(0), torch.tensor([1.0, -2.0]), atol=0.06, rtol=0)
     torch.testing.assert_close(samples.std(0).log(), torch.tensor([0.0, 0.7]), atol=0.02, rtol=0)
+
+
+def test_a_squashed_gaussian_is_torchs():
+    mean = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    log_std = torch.tensor([-1.0, 0.5], dtype=torch.float64)
+    ours, normal = SquashedGaussian(mean, log_std), distributions.Normal(mean, log_std.exp())
+    theirs = distributions.Independent(distributions.TransformedDistribution(normal, distributions.TanhTransform()), 1)
+    actions = ours.sample(torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(ours.log_prob(actions), theirs.log_prob(actions.tanh()))
+    assert torch.equal(ours.mode, mean)
+    # Far out the slope is 0 in floats, and its logarithm still right: 2 log 2 - 2 x, less what is beyond e^-2x.
+    far = torch.full((1, 2), 30.0)
+    wide = SquashedGaussian(far, torch.zeros(2))
+    torch.testing.assert_close(wide.log_prob(far), Gaussian(far, torch.zeros(2)).log_prob(far) + 2 * (60 - 1.3862944))
+
+
+def test_the_entropy_of_a_squashed_gaussian_is_the_integral():
+    mean, log_std = torch.tensor([[0.0], [0.7], [-2.0]], dtype=torch.float64), torch.tensor([-0.5], dtype=torch.float64)
+    ours = SquashedGaussian(mean, log_std)
+    grid = torch.linspace(-9, 9, 100_001, dtype=torch.float64).view(-1, 1, 1)
+    density = Gaussian(mean, log_std).log_prob(grid).exp()
+    expected = torch.trapezoid(-density * ours.log_prob(grid), grid.flatten(), dim=0)
+    torch.testing.assert_close(ours.entropy(), expected, rtol=0, atol=1e-6)  # 16 nodes

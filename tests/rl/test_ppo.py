@@ -81,6 +81,7 @@ def assert_same_bits(left, right):
     [
         pytest.param({}, id="discrete"),
         pytest.param({"env": {**WALK, "continuous": True}}, id="continuous"),
+        pytest.param({"env": {**WALK, "continuous": True}, "squash_actions": True}, id="squashed"),
         pytest.param({"shared_trunk": True, "normalize_observations": False, "anneal_lr": False}, id="shared trunk"),
         pytest.param({"target_kl": 1e-4}, id="target_kl"),
         pytest.param({"memory": {"kind": "lstm", "hidden_size": 8}, "num_minibatches": 2}, id="memory"),

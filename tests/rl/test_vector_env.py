@@ -4,6 +4,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from lightning_grow.errors import WrongSetting
+from lightning_grow.rl import ActorCritic
 from lightning_grow.rl.spaces import env_spaces, make_env
 from lightning_grow.rl.stepping import CartPoles, OneByOne, make_stepper
 from lightning_grow.rl.vector_env import VectorEnv
@@ -218,3 +220,18 @@ def test_observations_without_a_fixed_length_are_refused(sees):
 def test_an_environment_without_id_is_refused():
     with pytest.raises(ValueError, match=r"env must be .* came {'lookback_bars': 3}"):
         make_env({"lookback_bars": 3})
+
+
+def test_squashed_actions_reach_the_bounds_and_no_further():
+    envs = VectorEnv({"id": "Pendulum-v1"}, 3, squash=True)
+    taken = envs.to_env_actions(np.array([[-50.0], [0.0], [0.5]]))
+    assert taken.ravel().tolist() == pytest.approx([-2.0, 0.0, 2 * np.tanh(0.5)])
+    envs.close()
+
+
+@pytest.mark.parametrize("env", [{"id": "CartPole-v1"}, {"id": "tests/Walk-v0", "continuous": True, "bound": np.inf}])
+def test_actions_without_bounds_are_not_squashed(env):
+    with pytest.raises(WrongSetting, match="squash_actions takes actions to the bounds of the environment"):
+        VectorEnv(env, 2, squash=True)
+    with pytest.raises(WrongSetting, match="squash_actions is for continuous actions; these are choices"):
+        ActorCritic(2, 2, squash_actions=True)
