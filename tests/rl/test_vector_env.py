@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from lightning_grow.errors import WrongSetting
-from lightning_grow.rl import ActorCritic
+from lightning_grow.rl import PPO, ActorCritic
+from lightning_grow.rl.evaluate import make_envs
 from lightning_grow.rl.spaces import env_spaces, make_env
 from lightning_grow.rl.stepping import CartPoles, OneByOne, make_stepper
-from lightning_grow.rl.vector_env import VectorEnv
+from lightning_grow.rl.vector_env import VectorEnv, make_fitting
 
 
 def play(envs, num_steps, seed=0):
@@ -235,3 +236,10 @@ def test_actions_without_bounds_are_not_squashed(env):
         VectorEnv(env, 2, squash=True)
     with pytest.raises(WrongSetting, match="squash_actions is for continuous actions; these are choices"):
         ActorCritic(2, 2, squash_actions=True)
+
+
+def test_a_squashing_agent_plays_in_environments_that_squash():
+    env = {"id": "tests/Walk-v0", "continuous": True}
+    agent = PPO(2, 1, True, env=env, squash_actions=True, num_envs=2)
+    for envs in (make_fitting(agent.hparams), make_envs(agent, env, 2)):
+        assert envs.to_env_actions(np.array([[0.5], [1.0]])).ravel() == pytest.approx(np.tanh([0.5, 1.0]))
