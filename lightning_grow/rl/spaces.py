@@ -1,6 +1,7 @@
 """From a gymnasium environment's spaces to the sizes of a network."""
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium
@@ -31,6 +32,7 @@ def make_env(env: Mapping[str, Any], images: bool = False) -> Environment:
     """
     if "id" not in env:
         raise WrongSetting(f'env must be {{"id": <gymnasium id>, **kwargs of gymnasium.make}}; came {dict(env)!r}.')
+    register_namespace(env["id"])
     try:
         arguments = {name: value for name, value in env.items() if name != FRAMES}
         made: Environment = gymnasium.make(**{"disable_env_checker": True, **arguments, "max_episode_steps": -1})
@@ -53,6 +55,17 @@ def make_env(env: Mapping[str, Any], images: bool = False) -> Environment:
         return channels_last(made)
     is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
     return made if is_vector else gymnasium.wrappers.FlattenObservation(made)
+
+
+def register_namespace(env_id: str) -> None:
+    """Register the environments of an installed package that says it has some of this namespace, `MinAtar/...`.
+
+    gymnasium 1 leaves that to whoever makes one.
+    """
+    namespace, _, name = env_id.rpartition("/")
+    if name and env_id not in gymnasium.registry:
+        for point in entry_points(group="gymnasium.envs", name=namespace):
+            point.load()()
 
 
 def channels_last(env: Environment) -> Environment:

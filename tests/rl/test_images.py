@@ -174,3 +174,17 @@ def test_eyes_and_images_belong_together():
         make_agent({"kind": "cnn"})
     with pytest.raises(WrongSetting, match=r"encoder impala_cnn: .*'filters'"):
         make_agent({"kind": "impala_cnn", "filters": [3]})
+
+
+def test_breakout_of_minatar_is_learnt_and_goes_on_with_more_filters(tmp_path):
+    env = {"id": "MinAtar/Breakout-v1"}
+    learning = {"num_envs": 32, "num_steps": 64, "num_minibatches": 8, "update_epochs": 4, "learning_rate": 2.5e-3}
+    small = {"kind": "nature_cnn", "channels": [8], "kernels": [3], "strides": [1], "features": 32}
+    agent = make_agent(small, env, anneal_lr=False, activation="relu", **learning)
+    trainer = fit(agent, 25)
+    assert trainer.callback_metrics["episode_return"] > 1.5  # 0.4 at first
+    trainer.save_checkpoint(tmp_path / "small.ckpt")
+    seen = evaluate(agent, env, 8, seed=0)
+    large = make_agent(small | {"channels": [16], "features": 64}, env, anneal_lr=False, activation="relu", **learning)
+    large.load_with_transfer(tmp_path / "small.ckpt")
+    assert evaluate(large, env, 8, seed=0) == seen
