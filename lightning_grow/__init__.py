@@ -13,7 +13,7 @@ from lightning_grow.trace.table import axis_rule
 from lightning_grow.verify.liveness import measure_liveness
 
 if TYPE_CHECKING:
-    from lightning_grow.callbacks import ArchTransfer, GrowableMixin, GrowthSchedule
+    from lightning_grow.callbacks import ArchTransfer, GrowableMixin, GrowthMonitor, GrowthSchedule
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "GrowError",
     "GrowableMixin",
+    "GrowthMonitor",
     "GrowthOptions",
     "GrowthPlan",
     "GrowthSchedule",
@@ -43,7 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what belongs to Lightning on first use: whoever grows plain modules need not wait for Lightning."""
-    if name in ("ArchTransfer", "GrowableMixin", "GrowthSchedule"):
+    if name in ("ArchTransfer", "GrowableMixin", "GrowthMonitor", "GrowthSchedule"):
         from lightning_grow import callbacks
 
         return getattr(callbacks, name)

@@ -168,8 +168,9 @@ def make_trainer(config: DictConfig) -> Trainer:
 def print_summary(trainer: Trainer, run_dir: Path) -> None:
     """Print the final numbers and every file that the run wrote."""
     print(f"\n{trainer.current_epoch} epochs, {trainer.global_step} optimizer steps (global_step) in all")
+    width = max(map(len, trainer.callback_metrics), default=0)
     for name, value in sorted(trainer.callback_metrics.items()):
-        print(f"  {name:<20} {value.item():.6g}")
+        print(f"  {name:<{width}} {value.item():.6g}")
     print(f"wrote to {run_dir}")
     for file in sorted(run_dir.rglob("*")):
         if file.is_file() and ".hydra" not in file.parts:

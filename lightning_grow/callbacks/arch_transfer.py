@@ -31,6 +31,7 @@ from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import find_param_names, read_ours, record_architecture, restore_attributes
 from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
+from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.training_state.optimizers import (
@@ -144,6 +145,7 @@ class ArchTransfer(Callback):
         self._tape: str | None = UNTRACED
         self._warmup = Warmup(0)
         self._new_entries: dict[str, list[int]] = {}  # by parameter name, as runs
+        self.plan: GrowthPlan | None = None  # of the latest growth
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Intercept the calls that a checkpoint passes through before its weights load, and its optimizer states."""
@@ -259,7 +261,7 @@ class ArchTransfer(Callback):
     ) -> None:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        plan = growth.transfer.plan
+        self.plan = plan = growth.transfer.plan
         saved = without_averaging_schedule(trainer, checkpoint)
         carried = carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, **choices)
         for scheduler in schedulers if self.scheduler == "reset" else ():

@@ -88,13 +88,18 @@ def measure_liveness(
 def _liveness(
     plan: GrowthPlan, group: UnitGroup, reached: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Liveness:
+    idle = count_idle(group, reached)
+    return Liveness(group.new - group.old, idle, _count_twins(_fingerprints(plan, group, state), group.old))
+
+
+def count_idle(group: UnitGroup, reached: Mapping[str, Tensor]) -> int:
+    """Count the new units of a group none of whose entries is in `reached`, bool by parameter."""
     alive = torch.zeros(group.new, dtype=torch.bool)
     for (name, dim), units in zip(group.members, group.units, strict=True):
         if name in reached:
             touched = reached[name].movedim(dim, 0).reshape(len(units), -1).any(1)
             alive[units[touched & (units >= 0)]] = True
-    idle = int((~alive[group.old :]).sum())
-    return Liveness(group.new - group.old, idle, _count_twins(_fingerprints(plan, group, state), group.old))
+    return int((~alive[group.old :]).sum())
 
 
 def count_dead_and_twins(plan: GrowthPlan, state: Mapping[str, Tensor]) -> tuple[dict[str, int], dict[str, int]]:
