@@ -1,8 +1,8 @@
 """Measure what growing does to an agent's episode return: before, right after, and some iterations later.
 
 Every strategy resumes the same checkpoint of a small agent: on the market, on CartPole, with eyes (MinAtar Breakout)
-and with a memory (Recall). So do three controls: no growth with the optimizer kept, no growth with a fresh one, and what
-one would do by hand, the old weights copied into the first rows and columns of a newly initialised network.
+and with a memory (Recall). So do three controls: no growth with the optimizer kept, no growth with a fresh one, and
+what one would do by hand, the old weights copied into the first rows and columns of a newly initialised network.
 
 Run `pip install 'lightning-grow[benchmarks]'` and `python benchmarks/growth_in_rl.py` (about 15 minutes on one core);
 it writes benchmarks/results/growth_in_rl.md and .json.
