@@ -2,6 +2,8 @@
 
 Run `pip install 'lightning-grow[benchmarks]'` and `python benchmarks/ppo_throughput.py` (about ten minutes); it writes
 benchmarks/results/ppo_throughput.md. Each subject runs in a process of its own with one thread; rounds are interleaved.
+With `--changes` (about four minutes) it measures what each of our tricks gives, one left out at a time, and writes
+ppo_changes.md.
 """
 
 import argparse
@@ -37,6 +39,13 @@ Clock = Callable[[], None]
 
 def ours(env: str, hidden: tuple[int, ...], num_envs: int, iterations: int, tick: Clock) -> None:
     """Fit as `lightning-grow` does, with its default callbacks, logger and progress bar."""
+    run_ours(env, hidden, num_envs, iterations, tick)
+
+
+def run_ours(
+    env: str, hidden: tuple[int, ...], num_envs: int, iterations: int, tick: Clock, changed: tuple[str, ...] = ()
+) -> None:
+    """The same with some of the configuration changed."""
     from hydra import compose, initialize_config_module
     from lightning.pytorch import Callback
 
@@ -50,7 +59,7 @@ def ours(env: str, hidden: tuple[int, ...], num_envs: int, iterations: int, tick
         hush_host()
         chosen = ["env=market"] if env == MARKET else ["env=cartpole"]
         sizes = [f"model.hidden_dims={list(hidden)}", f"model.num_envs={num_envs}", f"model.num_steps={NUM_STEPS}"]
-        config = compose("config", [*chosen, *sizes, f"trainer.max_epochs={iterations}", f"run_dir={folder}"])
+        config = compose("config", [*chosen, *sizes, *changed, f"trainer.max_epochs={iterations}", f"run_dir={folder}"])
         trainer = make_trainer(config)
         trainer.callbacks.append(Tick())
         trainer.fit(make_model(config))
@@ -158,7 +167,54 @@ def loss(
     return policy + 0.01 * (log_softmax.exp() * log_softmax).sum(-1).mean() + 0.5 * value
 
 
+def one_by_one(*given: Any) -> None:
+    """Ours, each environment stepped by itself."""
+    from lightning_grow.rl import stepping, vector_env
+
+    vector_env.make_stepper = stepping.OneByOne
+    run_ours(*given)
+
+
+def not_frozen(*given: Any) -> None:
+    """Ours, the policy called as a module in each step of a rollout."""
+    from lightning_grow.rl import player
+
+    player.freeze = lambda *modules: nn.Sequential(*modules)
+    run_ours(*given)
+
+
+def log_dict(*given: Any) -> None:
+    """Ours, logging as Lightning does."""
+    from lightning_grow.rl import ppo
+
+    ppo.log_at_once = lambda module, values: module.log_dict(values)
+    run_ours(*given)
+
+
+def saving_each(*given: Any) -> None:
+    """Ours, a checkpoint after each iteration."""
+    run_ours(*given, ("callbacks.checkpoint.seconds=0",))
+
+
+def adam_not_fused(*given: Any) -> None:
+    """Ours, Adam as a loop over parameters."""
+    from lightning_grow.rl import ppo
+
+    make = torch.optim.Adam
+    ppo.torch.optim.Adam = lambda parameters, **settings: make(parameters, **settings | {"fused": False})
+    run_ours(*given)
+
+
 SUBJECTS = {"ours": ours, "SB3": sb3, "plain": plain}
+CHANGES = {
+    "ours": ours,
+    "environments one by one": one_by_one,
+    "policy not frozen": not_frozen,
+    "Lightning's log_dict": log_dict,
+    "a checkpoint each iteration": saving_each,
+    "Adam not fused": adam_not_fused,
+}
+CHANGED = ["CartPole, 8 environments", "CartPole, 64 environments", "market [128, 128, 64], 8 environments"]
 
 
 def work(case: str, subject: str, iterations: int) -> None:
@@ -166,7 +222,7 @@ def work(case: str, subject: str, iterations: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     times: list[float] = []
-    SUBJECTS[subject](*CASES[case], iterations + WARM_UP + 1, lambda: times.append(time.process_time()))
+    (SUBJECTS | CHANGES)[subject](*CASES[case], iterations + WARM_UP + 1, lambda: times.append(time.process_time()))
     print(json.dumps([1000 * (after - before) for before, after in itertools.pairwise(times)][WARM_UP:]))
 
 
@@ -187,10 +243,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--subjects", nargs="*", default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument("--changes", action="store_true", help="leave out one of our tricks at a time")
     given = parser.parse_args()
     if given.worker:
         work(*given.worker, given.iterations)
         return
+    if given.changes:
+        given.cases, given.subjects = CHANGED, list(CHANGES)
     found: dict[tuple[str, str], list[float]] = {}
     for case, subject, milliseconds in measure(given.cases, given.subjects, given.iterations, given.rounds):
         found.setdefault((case, subject), []).append(milliseconds)
@@ -198,8 +257,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     lines += ["", f"{given.rounds} rounds of {given.iterations} iterations, load average {load:.1f} at the end."]
     print("\n".join(lines))
-    if (given.cases, given.subjects) == (list(CASES), list(SUBJECTS)):
-        (Path(__file__).parent / "results" / "ppo_throughput.md").write_text("\n".join(lines) + "\n")
+    names = {"ppo_changes": (CHANGED, list(CHANGES)), "ppo_throughput": (list(CASES), list(SUBJECTS))}
+    for name in (name for name, whole in names.items() if whole == (given.cases, given.subjects)):
+        (Path(__file__).parent / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 def table(found: dict[tuple[str, str], list[float]], cases: list[str], subjects: list[str]) -> list[str]:
