@@ -46,4 +46,7 @@ def count_iterations(trainer: Trainer, settings: Mapping[str, Any]) -> int:
     if trainer.max_steps > 0:
         steps_each: int = settings["update_epochs"] * settings["num_minibatches"]
         return math.ceil(trainer.max_steps / steps_each)
-    raise WrongSetting("anneal_lr needs to know the end: set total_iterations, or max_epochs of the Trainer.")
+    raise WrongSetting(
+        "What falls over the run (anneal_lr, anneal_clip_coef) needs to know its end: set total_iterations, or "
+        "max_epochs of the Trainer."
+    )

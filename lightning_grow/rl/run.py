@@ -96,7 +96,7 @@ class AgentRun(GrowableMixin, LightningModule):
         """
         if stage != "fit":
             return
-        if self.hparams["anneal_lr"]:
+        if self.hparams["anneal_lr"] or self.hparams["anneal_clip_coef"]:
             self._num_iterations()  # refused here, not hours later
         if self.hparams["num_envs"] % self.trainer.world_size:
             raise WrongSetting(

@@ -205,9 +205,13 @@ def test_a_fresh_schedule_falls_over_what_is_left_of_the_run(tmp_path):
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
-def test_annealing_without_an_end_is_refused():
+@pytest.mark.parametrize("settings", [{"anneal_lr": True}, {"anneal_lr": False, "anneal_clip_coef": True}])
+def test_annealing_without_an_end_is_refused_before_anything_runs(settings):
+    agent = make_ppo(**settings)
     with pytest.raises(ValueError, match="set total_iterations, or max_epochs of the Trainer"):
-        fit(make_ppo(), max_epochs=-1)
+        fit(agent, max_epochs=-1)
+    assert agent.timesteps == 0
+    assert agent.envs is None
 
 
 def test_target_kl_stops_the_passes_over_a_rollout():
