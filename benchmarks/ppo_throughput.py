@@ -49,7 +49,7 @@ def run_ours(
     from hydra import compose, initialize_config_module
     from lightning.pytorch import Callback
 
-    from lightning_grow.app.cli import hush_host, make_model, make_trainer
+    from lightning_grow.app.training import hush_host, make_model, make_trainer
 
     class Tick(Callback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

@@ -18,15 +18,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
+from lightning_grow import __version__
 from lightning_grow.app import cli
 from lightning_grow.callbacks import ArchTransfer
+from lightning_grow.errors import CheckpointError
 from lightning_grow.options import NAMES, check_options
 from lightning_grow.rl import PPO
 from lightning_grow.rl.market import MarketEnv
 from lightning_grow.strategies import Strategy, list_strategies
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = ("callbacks", "env", "experiment", "logger", "model", "strategy", "trainer")
+GROUPS = (
+    "callbacks", "env", "experiment", "logger", "model", "model/encoder", "model/memory", "strategy", "trainer",
+)  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 QUICK = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false", "hydra/job_logging=none")
 
@@ -317,7 +321,7 @@ def test_a_fault_of_a_program_keeps_its_traceback(lightning_grow):
 
 
 def test_debug_shows_the_traceback(lightning_grow):
-    with pytest.raises(cli.CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         lightning_grow("ckpt_path=no.ckpt", "debug=true")
 
 
@@ -325,6 +329,30 @@ def test_debug_shows_the_traceback(lightning_grow):
 def test_every_choice_composes(group, choice):
     with initialize_config_module("lightning_grow.conf", version_base="1.3"):
         assert compose("config", [f"{group}={choice}"])
+
+
+def test_help_and_version_load_neither_lightning_nor_an_environment():
+    code = (
+        "import atexit, sys; from lightning_grow.app import cli; sys.argv[1:] = ['--help'];"
+        "heavy = {'lightning', 'gymnasium', 'pandas', 'matplotlib'};"
+        "atexit.register(lambda: print(sorted(heavy & sys.modules.keys()))); cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "== Groups" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_version_is_said(lightning_grow):
+    assert lightning_grow("--version") == (0, f"lightning-grow {__version__}\n")
+
+
+def test_what_lightning_says_is_in_the_log_of_the_run(lightning_grow, tmp_path):
+    quick = [argument for argument in QUICK if "job_logging" not in argument]
+    assert (
+        lightning_grow("experiment=cartpole_small", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run", *quick)[0]
+        == 0
+    )
+    assert "`Trainer.fit` stopped: `max_epochs=1` reached." in (tmp_path / "run" / "cli.log").read_text()
 
 
 def test_the_help_names_every_choice(lightning_grow):
