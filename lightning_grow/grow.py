@@ -271,4 +271,5 @@ def _report(
         refused=list(plan.lost),
         attributes=dict(plan.attributes),
         notes=(*plan.notes, *notes),
+        plan=plan,
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from lightning_grow.errors import WrongSetting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 T = TypeVar("T")
 
@@ -63,6 +66,7 @@ class TransferReport:
         dead_units: New units per unit group that can never learn: no fan-in and no fan-out.
         twin_units: New units per unit group that are equal to another unit in every tensor.
         notes: What else a user should know.
+        plan: What was carried out, for `plot`; not in `to_dict`.
     """
 
     tensors: tuple[TensorReport, ...]
@@ -76,15 +80,17 @@ class TransferReport:
     dead_units: dict[str, int] = field(default_factory=dict)
     twin_units: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    plan: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts, numbers and strings, with the schema's version."""
-        plain = asdict(self) | {"schema_version": SCHEMA_VERSION}
+        plain = asdict(replace(self, plan=None)) | {"schema_version": SCHEMA_VERSION}
         plain["tensors"] = [
             {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(item).items()}
             for item in self.tensors
         ]
         plain["notes"] = list(self.notes)
+        del plain["plan"]
         return plain
 
     def explain(self, name: str) -> str:
@@ -101,6 +107,23 @@ class TransferReport:
         '2 -> 3'
         """
         return "\n".join(named(name, {item.name: item for item in self.tensors}).explanation)
+
+    def plot(self, names: Sequence[str] | None = None) -> Figure:
+        """Draw each tensor's entries by where they come from: the source's, copies, means, new ones, zeros.
+
+        Args:
+            names: Which tensors; all matrices and convolutions that grew when None.
+
+        Returns:
+            A matplotlib figure: `figure.savefig("growth.png")`; a notebook shows it.
+
+        Raises:
+            WrongSetting: No tensor has one of the names, or the report has no plan, as one that was read from a file.
+        """
+        if self.plan is None:
+            raise WrongSetting("This report has no plan to draw. Plot the one that grow or plan_growth returns.")
+        figure: Figure = self.plan.plot_tensors(names)
+        return figure
 
     def summary(self) -> str:
         """Return the totals in one sentence."""

@@ -31,8 +31,8 @@ import lightning as L
 import torch
 
 from lightning_grow import ArchTransfer, measure_liveness, plan_growth
-from lightning_grow.app.plots import plot_curves, plot_transfer
 from lightning_grow.grow import transfer
+from lightning_grow.pictures import plot_curves
 from lightning_grow.rl import PPO
 from lightning_grow.rl.evaluate import evaluate
 
@@ -96,7 +96,7 @@ print(plan_growth(small, large))
 
 # %%
 done = transfer(small, large)
-plot_transfer(done.plan, done.state_dict, [f"agent.actor.{layer}.weight" for layer in (0, 2, 4, 6)])
+done.report.plot([f"agent.actor.{layer}.weight" for layer in (0, 2, 4, 6)])
 
 # %% [markdown]
 # ## 3. Resume the run with the bigger network
@@ -112,7 +112,7 @@ print(f"{resumed.timesteps} timesteps, {trainer.global_step} optimizer steps, ep
 # %%
 plot_curves(
     {"[128, 128, 64]": (before.steps, before.returns), "[256, 256, 128]": (after.steps, after.returns)},
-    before.steps[-1],
+    grown_at=[before.steps[-1]],
 )
 
 # %% [markdown]

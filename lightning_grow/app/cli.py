@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
+from importlib.metadata import version
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from lightning_grow import __version__
 from lightning_grow.app.config import GymConfig, MarketConfig, RunConfig
 from lightning_grow.app.faults import explain, is_of_the_user
 from lightning_grow.errors import WrongSetting
@@ -36,7 +36,7 @@ FLAGS = {
 def main() -> None:
     """Run the command line; a fault is one message and exit code 1, or a traceback with `debug=true`."""
     if "--version" in sys.argv:
-        return print(f"lightning-grow {__version__}")
+        return print(f"lightning-grow {version('lightning-grow')}")
     for flag in [argument.split("=")[0] for argument in sys.argv[1:]]:
         if flag in FLAGS:
             sys.exit(f"There is no {flag} here: say {FLAGS[flag]} (lightning-grow --help lists what there is).")

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.interceptions import Interceptions
-from lightning_grow.callbacks.reporting import describe_optimizers, print_report, write_report
+from lightning_grow.callbacks.reporting import describe_optimizers, mark_growth, print_report, write_report
 from lightning_grow.callbacks.resume import UNNAMED, carrying, growing, reading
 from lightning_grow.callbacks.surroundings import (
     check_total,
@@ -274,6 +274,7 @@ class ArchTransfer(Callback):
         rank_zero_info(describe_optimizers(trainer, checkpoint, carried, self.optimizer, self.scheduler, self._warmup))
         state = {"optimizer": self.optimizer, "scheduler": self.scheduler, **carried.to_dict()}
         write_report(trainer, {**growth.transfer.report.to_dict(), "training_state": state}, checkpoint)
+        mark_growth(trainer, pl_module, growth.transfer.report)
         checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
 
     def _find_options(self, trainer: Trainer) -> Options:

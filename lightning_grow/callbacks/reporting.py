@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lightning_grow.convert import Growth
+from lightning_grow.files.hparams import find_hparams
+from lightning_grow.report import TransferReport
 from lightning_grow.training_state.optimizers import CarriedState, OptimizerChoice, Schedule, learning_rates
 from lightning_grow.training_state.warmup import Warmup
 
@@ -28,6 +31,20 @@ def write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mappin
         path = path.with_name(f"growth_report_step{checkpoint.get('global_step', 0)}.json") if path.exists() else path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2))
+
+
+def mark_growth(trainer: Trainer, module: LightningModule, report: TransferReport) -> None:
+    """Mark a growth in every logger: the parameters there are now, and what the module is built from by now.
+
+    TensorBoard has the table and the picture too.
+    """
+    count = sum(parameter.numel() for parameter in module.parameters())
+    for logger in trainer.loggers:
+        logger.log_hyperparams(find_hparams(module))
+        logger.log_metrics({"growth/parameters": count}, step=trainer.global_step)
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.add_text("growth", f"```\n{report}\n```", trainer.global_step)
+            logger.experiment.add_figure("growth", report.plot(), trainer.global_step)
 
 
 def describe_optimizers(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from torch import Tensor
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.pictures import plot_groups, plot_tensors
 from lightning_grow.plan.explain import explain
 from lightning_grow.plan.tensor_plan import TensorPlan
 from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.report import as_text, named
 from lightning_grow.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +100,27 @@ class GrowthPlan:
         if name not in self.ways and not self.refused:
             named(name, self.tensors)
         return "\n".join(explain(name, self.tensors.get(name), self.groups, self.ways.get(name), self.refused))
+
+    def plot(self) -> Figure:
+        """Draw the unit groups: units of the source, new ones, and in how many tensors they widen together."""
+        return plot_groups(
+            [(item.name, item.old, item.new, item.mode, [name for name, _ in item.members]) for item in self.groups]
+        )
+
+    def plot_tensors(self, names: Sequence[str] | None = None) -> Figure:
+        """Draw the tensors, each entry by where it comes from.
+
+        Args:
+            names: Which tensors; all matrices and convolutions that grow when None.
+
+        Raises:
+            WrongSetting: No tensor has one of the names.
+        """
+        grown = [item for item in self.tensors.values() if not item.is_plain and item.maps]
+        chosen = [item for item in grown if len(item.maps) > 1] or grown
+        if names is not None:
+            chosen = [named(name, self.tensors) for name in names]
+        return plot_tensors([item.panel() for item in chosen])
 
     def __rich__(self) -> Table:
         """Return the plan as a table: the unit groups, then the refusals."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_grow.pair.maps import AxisMap
+from lightning_grow.pictures import Panel, runs
 from lightning_grow.plan.cells import Kind
+from lightning_grow.report import format_shape
 
 Slices = tuple[Any, ...]
 
@@ -101,6 +103,20 @@ class TensorPlan:
             cell: CellPlan = self.cells[index]
             yield index, cell
 
+    def panel(self) -> Panel:
+        """The first two dimensions as a picture has them; of a third and so on the first positions."""
+        slots = [*(axis.slot for axis in self.maps), _ONE][:2]
+        first = [*(axis.continues for axis in self.maps), _ONE == 0][:2]
+        rows, columns = (runs(*labels) for labels in zip(slots, first, strict=True))
+        rest = (0,) * (len(self.maps) - 2)
+        origins = []
+        for row in rows[:-1]:
+            index = [(int(slots[0][row]), int(slots[1][column]), *rest)[: len(self.maps)] for column in columns[:-1]]
+            goes_on = [bool(first[0][row] & first[1][column]) for column in columns[:-1]]
+            origins.append([_origin(self.cells[at].kind, goes) for at, goes in zip(index, goes_on, strict=True)])
+        old = "new layer" if self.source_shape is None else format_shape(self.source_shape)
+        return Panel(f"{self.name}\n{old} -> {format_shape(self.target_shape)}", origins, rows, columns)
+
     def role(self, index: tuple[int, ...]) -> str:
         """How the new entries of a block are used: "read" if they belong to new units of a dimension that reads."""
         if self.is_state:
@@ -118,6 +134,15 @@ class TensorPlan:
         return tuple(
             _run(torch.nonzero(item.slot == number).flatten()) for item, number in zip(self.maps, index, strict=True)
         )
+
+
+_ONE = torch.zeros(1, dtype=torch.long)  # the only position of a dimension that a vector does not have
+
+
+def _origin(kind: Kind, goes_on: bool) -> str:
+    if kind is Kind.KEPT:
+        return "from the source" if goes_on else "a copy"
+    return {Kind.ZERO: "new, 0", Kind.MEAN: "a mean"}.get(kind, "new")
 
 
 def _run(positions: Tensor) -> slice | Tensor:

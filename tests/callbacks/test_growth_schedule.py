@@ -20,9 +20,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -811,3 +812,20 @@ def test_outputs_that_grow_between_their_positions_are_compared_at_the_sources(t
     module = make(Grouped)
     fit(module, tmp_path, GrowthSchedule([{"hidden_dims": [16]}], at=[4], allow_output_growth=True), max_epochs=1)
     assert module.net[0].out_features == 16
+
+
+def test_a_growth_is_marked_in_every_logger(tmp_path):
+    """The parameters there are by now, what the module is built from, and in TensorBoard its table and picture."""
+    loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")]
+    module = make()
+    fit(module, tmp_path, GrowthSchedule(STAGES, at=[8, 20]), max_epochs=4, logger=loggers)
+    assert "hidden_dims:\n- 16" in (tmp_path / "csv" / "version_0" / "hparams.yaml").read_text()
+    header, *rows = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    columns = header.split(",")
+    marked = [dict(zip(columns, row.split(","), strict=True)) for row in rows]
+    counts = {int(row["step"]): float(row["growth/parameters"]) for row in marked if row["growth/parameters"]}
+    assert counts == {8: 4 * 12 + 12 + 12 * 2 + 2, 20: 4 * 16 + 16 + 16 * 2 + 2}
+    events = EventAccumulator(str(tmp_path / "board" / "version_0")).Reload()
+    assert [event.step for event in events.Images("growth")] == [8, 20]
+    (text, _) = events.Tensors("growth/text_summary")
+    assert b"net.0.weight" in text.tensor_proto.string_val[0]
