@@ -11,7 +11,8 @@ import lightning_grow
 import lightning_grow.rl
 import lightning_grow.rules
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = "\n".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 DESIGN = [
     "ArchTransfer",
     "GrowableMixin",
@@ -75,7 +76,7 @@ def imported_by(code):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
-def test_the_readme_imports_public_names_only():
-    names = {item for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) for item in imported_by(code)}
+def test_the_documentation_imports_public_names_only():
+    names = {item for code in re.findall(r"```python\n(.*?)```", PAGES, re.DOTALL) for item in imported_by(code)}
     assert len(names) > 5
     assert [(module, name) for module, name in names if name not in importlib.import_module(module).__all__] == []

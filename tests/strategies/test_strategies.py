@@ -1,4 +1,4 @@
-"""The strategies keep what the table in the README says of them."""
+"""The strategies keep what the table in docs/strategies.md says of them."""
 
 import itertools
 

@@ -1,0 +1,67 @@
+"""The documentation builds without a warning, every block of code in it runs, and what it links to is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_grow.strategies import base
+from lightning_grow.trace import table
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_of(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+WITH_CODE = [page for page in PAGES if code_of(page)]
+
+
+def as_a_user_has_them(folder):
+    """What the README's blocks and those on stages take for granted: a module of one's own, and its checkpoint."""
+    from stacks import Stack, train_small
+
+    class BigModel(Stack):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 4), torch.ones(8, 2)), 4)
+
+    train_small(folder, BigModel, hidden_dims=[128, 128, 64])
+    small, large = (nn.Sequential(nn.Linear(3, n), nn.Tanh(), nn.Linear(n, 2)) for n in (4, 6))
+    return {"BigModel": BigModel, "small": small, "large": large, "x": torch.ones(5, 3)}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Lightning, about workers and short epochs
+@pytest.mark.parametrize("page", WITH_CODE, ids=[page.stem for page in WITH_CODE])
+def test_every_block_of_code_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))  # what a page registers is gone after it
+    monkeypatch.setattr(table, "RULES", dict(table.RULES))
+    names = {"__name__": "__docs__", **as_a_user_has_them(tmp_path)}
+    for number, block in enumerate(code_of(page), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "api" / "index.html").read_text()
+    assert "Resume a run with a bigger network" in api
+    assert len(list(tmp_path.glob("*/index.html"))) == len(PAGES) - 2  # but for the README and the first page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
