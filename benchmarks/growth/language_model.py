@@ -324,6 +324,7 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(train(given.worker[0], int(given.worker[1]))))
         return
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "language_model.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     jobs = [f"{name}/{seed}" for seed in range(1, given.seeds + 1) for name in RUNS]
