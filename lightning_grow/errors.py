@@ -51,6 +51,10 @@ class NotFinite(GrowError, ArithmeticError):
     """A number of a run is NaN or infinite: the run ends before it is learnt from, or saved."""
 
 
+class MissingExtra(GrowError, ImportError):
+    """A package is not installed that only a part of the library needs."""
+
+
 class UnknownStrategy(GrowError, LookupError):
     """No strategy is registered under that name."""
 

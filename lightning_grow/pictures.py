@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lightning_grow.extras import extra
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -60,9 +62,10 @@ def plot_tensors(panels: Sequence[Panel]) -> Figure:
     >>> plot_tensors([new_row]).axes[0].get_title()
     'weight'
     """
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    with extra("plot"):
+        from matplotlib.colors import ListedColormap
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
 
     shown, names = panels[:MOST_PANELS], list(ORIGINS)
     rows, columns = max(1, -(-len(shown) // COLUMNS)), max(1, min(COLUMNS, len(shown)))
@@ -93,7 +96,8 @@ def plot_groups(groups: Sequence[tuple[str, int, int, str, Iterable[str]]]) -> F
     >>> [text.get_text() for text in plot_groups([("hidden", 4, 6, "fresh", ["a", "b"])]).axes[0].texts]
     [' 4 -> 6, in 2 tensors']
     """
-    from matplotlib.figure import Figure
+    with extra("plot"):
+        from matplotlib.figure import Figure
 
     shown = groups[:MOST_GROUPS]
     figure = Figure(figsize=(7, 0.8 + 0.28 * max(1, len(shown))), layout="constrained")
@@ -110,14 +114,19 @@ def plot_groups(groups: Sequence[tuple[str, int, int, str, Iterable[str]]]) -> F
     return figure
 
 
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
 def plot_curves(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], grown_at: Sequence[float] = ()
+    curves: Curves, grown_at: Sequence[float] = (), xlabel: str = "timesteps", ylabel: str = "episode return"
 ) -> Figure:
     """Draw learning curves.
 
     Args:
-        curves: Label -> (timesteps, episode returns).
-        grown_at: The timesteps of growths, each marked by a line.
+        curves: Label -> (steps, values).
+        grown_at: The steps of growths, each marked by a line.
+        xlabel: What the steps are.
+        ylabel: What the values are.
 
     Returns:
         One panel with all curves.
@@ -126,16 +135,17 @@ def plot_curves(
     >>> [line.get_label() for line in figure.axes[0].lines][:2]
     ['small', 'large']
     """
-    from matplotlib.figure import Figure
+    with extra("plot"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for label, (steps, returns) in curves.items():
-        axes.plot(steps, returns, label=label)
+    for label, (steps, values) in curves.items():
+        axes.plot(steps, values, label=label)
     for step in grown_at:
         axes.axvline(step, color="grey", linestyle="--", linewidth=1)
         axes.annotate(" grown", (step, 0.93), xycoords=("data", "axes fraction"), color="grey", fontsize=8)
-    axes.set_xlabel("timesteps")
-    axes.set_ylabel("episode return")
-    axes.legend(frameon=False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
     return figure

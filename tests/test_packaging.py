@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -63,4 +64,74 @@ def test_the_constraints_pin_what_the_package_asks_for():
     setup.read(ROOT / "setup.cfg")
     asked = "\n".join([setup["options"]["install_requires"], *setup["options.extras_require"].values()]).split()
     pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"}
-    assert {re.split(r"[>\[]", requirement)[0] for requirement in asked} == pinned | {"setuptools"}
+    names = {re.split(r"[>\[]", requirement)[0] for requirement in asked} - {"lightning-grow"}  # its own extras
+    assert names == pinned | {"setuptools"}
+
+
+RL = ("gymnasium", "pandas", "ta_lib", "talib", "gym_anytrading")
+PLOT = ("matplotlib", "mpl_toolkits", "pylab", "PIL", "pillow")
+
+
+def run_without(hidden, code, wheel, folder):
+    """What a process prints, errors too, whose environment has all but these packages, and the wheel."""
+    (own,) = [Path(entry) for entry in sys.path if entry.endswith("site-packages")][:1]
+    for entry in own.iterdir():
+        if not entry.name.startswith((*hidden, "__editable__", "lightning_grow")):
+            (folder / entry.name).symlink_to(entry)
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
+    others = [entry for entry in sys.path if entry.endswith("-packages") and entry != str(own)]
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent), *others])
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": path}}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", textwrap.dedent(code)], capture_output=True, text=True, **options
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_run_grows_and_is_watched_without_any_extra(wheel, tmp_path):
+    code = """
+        from lightning.pytorch.loggers import CSVLogger
+        from stacks import Stack, fit
+        from lightning_grow import GrowthMonitor, GrowthSchedule
+
+        class Logging(Stack):
+            def training_step(self, batch, batch_idx):
+                loss = super().training_step(batch, batch_idx)
+                self.log("loss", loss)
+                return loss
+
+        watch, module = GrowthMonitor("loss", every_n_batches=1), Logging()
+        fit(module, ".", GrowthSchedule([{"hidden_dims": [12]}], at=[8]), watch, logger=CSVLogger("."))
+        print(module.net[0].out_features, len(watch.recoveries))
+    """
+    status, printed = run_without(RL + PLOT, code, wheel, tmp_path)
+    assert status == 0, printed
+    assert "12 1" in printed.splitlines()
+    assert "No growth.png: matplotlib is not installed: pip install 'lightning-grow[plot]'." in printed
+
+
+COMMAND = "import sys; from lightning_grow.app import cli; sys.argv[1:] = ['experiment=cartpole_small']; cli.main()"
+PICTURE = """
+    import torch
+    from torch import nn
+    from lightning_grow import grow
+    small, large = (nn.Sequential(nn.Linear(2, n), nn.Linear(n, 1)) for n in (2, 3))
+    grow(small, large, example_inputs=(torch.ones(1, 2),)).plot()
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "code", "words"),
+    [
+        pytest.param(RL, "import lightning_grow.rl", "gymnasium.*'lightning-grow[rl]'", id="no rl"),
+        pytest.param(("talib", "ta_lib"), "import lightning_grow.rl", "talib.*'lightning-grow[rl]'", id="no talib"),
+        pytest.param(PLOT, PICTURE, "matplotlib.*'lightning-grow[plot]'", id="no plot"),
+        pytest.param(PLOT, COMMAND, "(matplotlib|PIL).*'lightning-grow[all]'", id="a command without plot"),
+        pytest.param(RL, COMMAND, "gymnasium.*'lightning-grow[rl]'", id="a command without rl"),
+    ],
+)
+def test_what_needs_an_extra_says_which(hidden, code, words, wheel, tmp_path):
+    status, printed = run_without(hidden, code, wheel, tmp_path)
+    assert status == 1
+    package, extra = words.split(".*")
+    assert re.search(f"{package} is not installed: pip install {re.escape(extra)}", printed), printed

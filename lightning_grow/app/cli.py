@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from lightning_grow.app.config import GymConfig, MarketConfig, RunConfig
 from lightning_grow.app.faults import explain, is_of_the_user
 from lightning_grow.errors import WrongSetting
+from lightning_grow.extras import extra
 
 store = ConfigStore.instance()
 store.store(name="run", group="schema", node=RunConfig, package="_global_")
@@ -55,7 +56,8 @@ def main() -> None:
 def run(config: DictConfig) -> None:
     """Train as configured, from `ckpt_path` on if there is one, or evaluate its agent; say what was written."""
     check_keys(config)
-    from lightning_grow.app.training import train_or_evaluate  # seconds of imports, which --help does without
+    with extra("all"):
+        from lightning_grow.app.training import train_or_evaluate  # seconds of imports, which --help does without
 
     train_or_evaluate(config)
 

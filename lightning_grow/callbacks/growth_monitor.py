@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from lightning_grow.callbacks.arch_transfer import ArchTransfer
 from lightning_grow.callbacks.plateau import Plateau
+from lightning_grow.errors import MissingExtra
 from lightning_grow.monitor.recovery import Recovery
 from lightning_grow.monitor.sample import Sample
+from lightning_grow.pictures import plot_curves
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.verify.liveness import count_idle
 
@@ -127,26 +129,27 @@ class GrowthMonitor(Callback):
             rank_zero_info(sentence)
         folder = trainer.log_dir or trainer.default_root_dir
         if self.recoveries and self.curve and trainer.is_global_zero and "://" not in str(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.plot().savefig(Path(folder) / "growth.png", dpi=150)
+            self._draw(Path(folder))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the module as it was found."""
         if self._sample is not None:
             self._sample.release()
 
+    def _draw(self, folder: Path) -> None:
+        try:
+            figure = self.plot()
+        except MissingExtra as error:
+            rank_zero_info(f"No growth.png: {error}")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "growth.png", dpi=150)
+
     def plot(self) -> Any:
         """Draw the monitored value over the optimizer steps of this fit, with a line at each growth: a figure."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6, 3), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*zip(*self.curve, strict=True), linewidth=1.2)
-        for recovery in self.recoveries:
-            axes.axvline(recovery.step, color="C1", linestyle="--", linewidth=1)
-            axes.annotate("grown", (recovery.step, 1), xycoords=("data", "axes fraction"), fontsize=8, color="C1")
-        axes.set(xlabel="optimizer steps", ylabel=self.monitor)
-        return figure
+        steps, values = zip(*self.curve, strict=True)
+        grown_at = [recovery.step for recovery in self.recoveries]
+        return plot_curves({self.monitor: (steps, values)}, grown_at, "optimizer steps", self.monitor)
 
     def state_dict(self) -> dict[str, Any]:
         """The latest values, and the growths they are held against: plain types."""

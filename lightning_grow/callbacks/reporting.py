@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from lightning_grow.convert import Growth
+from lightning_grow.errors import MissingExtra
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.report import TransferReport
 from lightning_grow.training_state.optimizers import CarriedState, OptimizerChoice, Schedule, learning_rates
@@ -44,7 +46,8 @@ def mark_growth(trainer: Trainer, module: LightningModule, report: TransferRepor
         logger.log_metrics({"growth/parameters": count}, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             logger.experiment.add_text("growth", f"```\n{report}\n```", trainer.global_step)
-            logger.experiment.add_figure("growth", report.plot(), trainer.global_step)
+            with suppress(MissingExtra):
+                logger.experiment.add_figure("growth", report.plot(), trainer.global_step)
 
 
 def describe_optimizers(
