@@ -81,10 +81,8 @@ def run_without(hidden, code, wheel, folder):
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel)
     others = [entry for entry in sys.path if entry.endswith("-packages") and entry != str(own)]
     path = os.pathsep.join([str(folder), str(Path(__file__).parent), *others])
-    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": path}}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", textwrap.dedent(code)], capture_output=True, text=True, **options
-    )
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": path}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-S", "-c", textwrap.dedent(code)], check=False, **options)
     return done.returncode, done.stdout + done.stderr
 
 
