@@ -129,6 +129,7 @@ class GPT(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.tokens, self.positions = nn.Embedding(256, width), nn.Parameter(torch.randn(LENGTH, width) * 0.02)
+        nn.init.normal_(self.tokens.weight, std=0.02)  # as GPT-2
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256)
         self.example_input_array = torch.arange(2 * LENGTH, device="cpu").view(2, LENGTH) % 256
