@@ -8,19 +8,12 @@ from difflib import get_close_matches
 from importlib.metadata import version
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from lightning_grow.app.config import GymConfig, MarketConfig, RunConfig
+from lightning_grow.app.config import RunConfig
 from lightning_grow.app.faults import explain, is_of_the_user
 from lightning_grow.errors import WrongSetting
 from lightning_grow.extras import extra
-
-store = ConfigStore.instance()
-store.store(name="run", group="schema", node=RunConfig, package="_global_")
-store.store(name="gym", group="schema/env", node=GymConfig)
-store.store(name="market", group="schema/env", node=MarketConfig)
-
 
 FLAGS = {
     "--checkpoint": "ckpt_path=FILE",

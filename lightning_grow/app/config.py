@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
@@ -105,3 +106,9 @@ class RunConfig:
     callbacks: Any = MISSING
     logger: Any = MISSING
     trainer: Any = MISSING
+
+
+store = ConfigStore.instance()
+store.store(name="run", group="schema", node=RunConfig, package="_global_")
+store.store(name="gym", group="schema/env", node=GymConfig)
+store.store(name="market", group="schema/env", node=MarketConfig)

@@ -37,9 +37,11 @@ class Sample:
 
     def _reader(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def read(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
+            is_first = name not in self.layers  # a batch may have many forward passes: one tells enough
+            if is_first and inputs and isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
                 rows = inputs[0].detach().movedim(1 - layer.weight.ndim, -1)  # type: ignore[arg-type,operator]
-                for metric in self.layers.setdefault(name, self._metrics(rows)):
+                self.layers[name] = self._metrics(rows)
+                for metric in self.layers[name]:
                     metric.update(rows.reshape(-1, rows.shape[-1])[:MOST_ROWS])
 
         return read
