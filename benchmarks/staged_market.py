@@ -50,10 +50,10 @@ def train(kind: str, seed: int) -> dict[str, Any]:
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(agent)
-    growths = [
-        {"before": statistics.fmean(item.before), "at": item.after[0][1], "after": item.after[9][1], "said": item.said}
-        for item in monitor.recoveries
-    ]
+    growths = []
+    for item in monitor.recoveries:
+        after = [value for step, value in monitor.curve if step > item.step]
+        growths.append({"before": statistics.fmean(item.before), "at": after[0], "after": after[9], "said": item.said})
     return {
         "curve": monitor.curve,
         "training return": monitor.curve[-1][1],

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,11 @@ from lightning_grow.rl import env_spaces
 def train_or_evaluate(config: DictConfig) -> None:
     """Train as configured, from `ckpt_path` on if there is one, or evaluate its agent; say what was written."""
     hush_host()
-    log_to_file()
+    with logged_to_file():
+        _train_or_evaluate(config)
+
+
+def _train_or_evaluate(config: DictConfig) -> None:
     ckpt_path = find_checkpoint(config.ckpt_path)
     torch.set_num_threads(config.num_threads)
     seed_everything(config.seed, workers=True, verbose=False)
@@ -53,11 +59,18 @@ def hush_host() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
-def log_to_file() -> None:
-    """Let Hydra's file, cli.log, have what Lightning says."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            logging.getLogger("lightning.pytorch").addHandler(handler)
+@contextmanager
+def logged_to_file() -> Iterator[None]:
+    """Let Hydra's file, cli.log, have what Lightning says in here: the next run of a sweep has a file of its own."""
+    lightning = logging.getLogger("lightning.pytorch")
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    for handler in files:
+        lightning.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in files:
+            lightning.removeHandler(handler)
 
 
 def find_checkpoint(ckpt_path: str | None) -> str | None:

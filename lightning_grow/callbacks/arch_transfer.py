@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.nn import Parameter
 from typing_extensions import Unpack
 
 from lightning_grow.callbacks.first_batch import first_inputs
@@ -33,7 +32,7 @@ from lightning_grow.files.record import find_param_names, read_ours, record_arch
 from lightning_grow.options import NAMES, GrowthOptions, Options, OptionsBesideStrategy, check_options
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.strategies import Strategy
-from lightning_grow.trace.names import strip_compiled
+from lightning_grow.trace.names import parameters_of
 from lightning_grow.training_state.optimizers import (
     OptimizerChoice,
     Schedule,
@@ -268,7 +267,7 @@ class ArchTransfer(Callback):
             cover_groups(scheduler)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
-            self._new_entries = {name: to_runs(growth.new_entries(name)) for name in _parameters(pl_module)}
+            self._new_entries = {name: to_runs(growth.new_entries(name)) for name in parameters_of(pl_module)}
         if growth.warming and self.optimizer == "asymmetric":
             carried.fresh.append("what was new in the warm-up under way: it gathers its moments again, from 0")
         rank_zero_info(describe_optimizers(trainer, checkpoint, carried, self.optimizer, self.scheduler, self._warmup))
@@ -286,13 +285,9 @@ class ArchTransfer(Callback):
         return replace(self.options, example_inputs=first)
 
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
-        parameters = _parameters(pl_module)
+        parameters = parameters_of(pl_module)
         return {
             parameters[name]: from_runs(runs, parameters[name].shape)
             for name, runs in self._new_entries.items()
             if name in parameters
         }
-
-
-def _parameters(module: LightningModule) -> dict[str, Parameter]:
-    return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}

@@ -21,6 +21,8 @@ from lightning_grow.pictures import plot_curves
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.verify.liveness import count_idle
 
+MOST_POINTS = 10_000
+
 
 class GrowthMonitor(Callback):
     """Log how a run fares over its growths, and say so in a sentence: no drop, recovered after N steps, idle units.
@@ -183,6 +185,8 @@ class GrowthMonitor(Callback):
             return
         self.values.append(float(value))
         self.curve.append((trainer.global_step, float(value)))
+        if len(self.curve) > MOST_POINTS:  # more than a picture shows
+            del self.curve[1::2]
         if self.recoveries and (sentence := self.recoveries[-1].take(trainer.global_step, float(value))):
             rank_zero_info(sentence)
         if self.patience is not None and self.plateau.take({self.monitor: value}) and self.plateau.is_over():

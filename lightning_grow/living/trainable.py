@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.trace.names import strip_compiled
+from lightning_grow.trace.names import parameters_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Trainable:
     def of(cls, module: nn.Module, optimizers: Sequence[Optimizer]) -> Trainable:
         """Look at a module and its optimizers."""
         held = {id(item) for optimizer in optimizers for group in optimizer.param_groups for item in group["params"]}
-        parameters = {strip_compiled(name): item for name, item in module.named_parameters()}
+        parameters = parameters_of(module)
         idle = {name for name, item in parameters.items() if item.requires_grad and id(item) not in held}
         return cls(parameters, frozenset(idle), tuple(len(optimizer.param_groups) for optimizer in optimizers))
 

@@ -19,7 +19,8 @@ class Recovery:
         step: Optimizer steps at the growth.
         before: The last values before it.
         larger_is_better: Whether it is a return; a loss otherwise.
-        after: (optimizer steps since the growth, value), as they come.
+        after: The latest (optimizer steps since the growth, value).
+        worst: Of all values after it.
         said: What has been said of it.
 
     >>> recovery = Recovery("return", step=100, before=[10.0, 11.0, 9.0], larger_is_better=True)
@@ -32,13 +33,17 @@ class Recovery:
     before: Sequence[float]
     larger_is_better: bool
     after: list[tuple[int, float]] = field(default_factory=list)
+    worst: float | None = None
     said: list[str] = field(default_factory=list)
 
     CLEAR: ClassVar[int] = 3  # values without a drop: there was none
 
     def take(self, step: int, value: float) -> str | None:
         """Take in a value; return a sentence where something has become clear."""
-        self.after.append((step - self.step, value))
+        if self.is_told:
+            return None
+        self.after = [*self.after, (step - self.step, value)][-self.CLEAR :]
+        self.worst = value if self.worst is None else min(self.worst, value, key=self._margin)
         sentence = self._verdict() if not self.said else self._improvement()
         if sentence is not None:
             self.said.append(sentence)
@@ -51,7 +56,7 @@ class Recovery:
 
     def at_last(self) -> str | None:
         """What is to be said at the end of a run of a growth of which nothing has become clear."""
-        if self.said or not self.after:
+        if self.said or self.worst is None or self._margin(self.worst) >= -1:
             return None
         steps, now = self.after[-1]
         since = f"{steps} steps after the growth at step {self.step}"
@@ -68,8 +73,7 @@ class Recovery:
         return better / noise if noise else better * float("inf") if better else 0.0
 
     def _verdict(self) -> str | None:
-        worst = min(range(len(self.after)), key=lambda index: self._margin(self.after[index][1]))
-        if self._margin(self.after[worst][1]) >= -1:
+        if self.worst is None or self._margin(self.worst) >= -1:
             if len(self.after) < self.CLEAR:
                 return None
             mean = fmean(value for _, value in self.after)
@@ -77,14 +81,13 @@ class Recovery:
         steps, value = self.after[-1]
         if self._margin(value) < -0.5:  # on the way up it may waver
             return None
-        drop = f"{self.name} dropped from {fmean(self.before):.4g} to {self.after[worst][1]:.4g}"
+        drop = f"{self.name} dropped from {fmean(self.before):.4g} to {self.worst:.4g}"
         return f"{drop} after the growth at step {self.step} and recovered after {steps} steps."
 
     def _improvement(self) -> str | None:
-        last = self.after[-self.CLEAR :]
-        if self.is_told or len(last) < self.CLEAR or min(self._margin(value) for _, value in last) <= 1:
+        if len(self.after) < self.CLEAR or min(self._margin(value) for _, value in self.after) <= 1:
             return None
-        now = f"{self._before}, {last[-1][1]:.4g} now"
+        now = f"{self._before}, {self.after[-1][1]:.4g} now"
         return f"{self.name} is better than before the growth at step {self.step}: {now}."
 
     def to_dict(self) -> dict[str, Any]:

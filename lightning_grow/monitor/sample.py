@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.monitor.units import DormantShare, EffectiveRank
-from lightning_grow.trace.names import strip_compiled
+from lightning_grow.trace.names import parameters_of
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MOST_ROWS = 512
@@ -31,7 +31,7 @@ class Sample:
         self.layers: dict[str, tuple[DormantShare, EffectiveRank]] = {}
         self.reached: dict[str, Tensor] = {}
         self.gradient_shares: list[Tensor] = []
-        self.before = {name: item.detach().clone() for name, item in _parameters(module).items()} if new else {}
+        self.before = {name: item.detach().clone() for name, item in parameters_of(module).items()} if new else {}
         layers = [(name, part) for name, part in module.named_modules() if isinstance(part, _LAYERS)]
         self.handles = [part.register_forward_pre_hook(self._reader(name)) for name, part in layers]
 
@@ -53,7 +53,7 @@ class Sample:
     def take_gradients(self, module: nn.Module) -> None:
         """Look at the gradients just before an optimizer step."""
         whole, new = [], []
-        for name, parameter in _parameters(module).items() if self.new else ():
+        for name, parameter in parameters_of(module).items() if self.new else ():
             if parameter.grad is not None:
                 whole.append(parameter.grad.square().sum())
             if parameter.grad is not None and name in self.new:
@@ -74,7 +74,8 @@ class Sample:
             found["effective_rank"] = torch.stack([rank.compute().cpu() for _, rank in self.layers.values()]).mean()
         if self.gradient_shares:
             found["new_gradient_share"] = torch.stack(self.gradient_shares).mean()
-        changes = {name: item.detach() - self.before[name] for name, item in _parameters(module).items() if self.before}
+        now = parameters_of(module)
+        changes = {name: now[name].detach() - before for name, before in self.before.items()}
         new = [changes[name][mask].square().sum() for name, mask in self.new.items()]
         if new and (whole := torch.stack([change.square().sum() for change in changes.values()]).sum()):
             found["new_update_share"] = (torch.stack(new).sum() / whole).sqrt()
@@ -84,7 +85,3 @@ class Sample:
         """Take the hooks off."""
         for handle in self.handles:
             handle.remove()
-
-
-def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}

@@ -108,12 +108,12 @@ class TensorPlan:
         slots = [*(axis.slot for axis in self.maps), _ONE][:2]
         first = [*(axis.continues for axis in self.maps), _ONE == 0][:2]
         rows, columns = (runs(*labels) for labels in zip(slots, first, strict=True))
-        rest = (0,) * (len(self.maps) - 2)
-        origins = []
-        for row in rows[:-1]:
-            index = [(int(slots[0][row]), int(slots[1][column]), *rest)[: len(self.maps)] for column in columns[:-1]]
-            goes_on = [bool(first[0][row] & first[1][column]) for column in columns[:-1]]
-            origins.append([_origin(self.cells[at].kind, goes) for at, goes in zip(index, goes_on, strict=True)])
+
+        def origin(row: int, column: int) -> str:
+            at = (int(slots[0][row]), int(slots[1][column]), *[0] * len(self.maps))[: len(self.maps)]
+            return _origin(self.cells[at].kind, bool(first[0][row] & first[1][column]))
+
+        origins = [[origin(row, column) for column in columns[:-1]] for row in rows[:-1]]
         old = "new layer" if self.source_shape is None else format_shape(self.source_shape)
         return Panel(f"{self.name}\n{old} -> {format_shape(self.target_shape)}", origins, rows, columns)
 

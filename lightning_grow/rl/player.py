@@ -39,7 +39,6 @@ class Player:
     def forget(self, ended: npt.NDArray[Any]) -> State:
         """Begin a new episode in some environments, bool `(num_envs,)`; return what was remembered there."""
         kept = tuple(part[ended] for part in self.memory)
-        if self.agent.memory is not None:
-            for part, begun in zip(self.memory, self.agent.memory.begun, strict=True):
-                part[ended] = begun
+        for part, begun in zip(self.memory, self.agent.new_memory(1), strict=True):
+            part[ended] = begun
         return kept

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_grow.private import COMPILED
 
@@ -20,6 +20,15 @@ def strip_compiled(name: str) -> str:
     'net.0.weight'
     """
     return name.replace(COMPILED, "")
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters by their names without compiled prefixes.
+
+    >>> list(parameters_of(nn.Linear(2, 1)))
+    ['weight', 'bias']
+    """
+    return {strip_compiled(name): parameter for name, parameter in module.named_parameters()}
 
 
 def align_names(state: Mapping[str, Any], like: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lightning_grow.apply.apply import grow_state
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY
 from lightning_grow.grow import Transfer
-from lightning_grow.trace.names import strip_compiled
+from lightning_grow.trace.names import parameters_of, strip_compiled
 
 NOT_COPIES = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "hyper_parameters", KEY}
 WAY_OUT = "Save it under the full names of the parameters, or take it out of the checkpoint."
@@ -192,7 +192,7 @@ class WeightCopies:
 
 def _orders(module: nn.Module) -> Iterator[tuple[tuple[str, bool], list[str]]]:
     """The parameters below every module in order, all and those that are trained; a single layer is any probe's."""
-    parameters = {strip_compiled(name): item for name, item in module.named_parameters()}
+    parameters = parameters_of(module)
     for owner in [name for name, part in module.named_modules() if not name or list(part.children())]:
         prefix = strip_compiled(f"{owner}.") if owner else ""
         below = [name for name in parameters if name.startswith(prefix)]

@@ -355,6 +355,16 @@ def test_what_lightning_says_is_in_the_log_of_the_run(lightning_grow, tmp_path):
     assert "`Trainer.fit` stopped: `max_epochs=1` reached." in (tmp_path / "run" / "cli.log").read_text()
 
 
+def test_the_next_run_in_a_process_leaves_the_log_of_the_first_alone(lightning_grow, tmp_path):
+    quick = [argument for argument in QUICK if "job_logging" not in argument]
+    for epochs in (1, 2):
+        chosen = ("experiment=cartpole_small", f"trainer.max_epochs={epochs}", f"hydra.run.dir={tmp_path}/{epochs}")
+        assert lightning_grow(*chosen, *quick)[0] == 0
+    first, second = ((tmp_path / str(epochs) / "cli.log").read_text() for epochs in (1, 2))
+    assert "`max_epochs=2` reached" in second
+    assert "`max_epochs=2` reached" not in first
+
+
 def test_the_help_names_every_choice(lightning_grow):
     _, printed = lightning_grow("--help")
     named = {tuple(line.split()) for line in printed.partition("== Groups")[2].partition("== Keys")[0].splitlines()}

@@ -49,3 +49,17 @@ def test_it_goes_on_from_plain_types():
     recovery.take(105, 4.0)
     again = Recovery(**recovery.to_dict())
     assert again.take(110, 10.0) == recovery.take(110, 10.0) is not None
+
+
+def test_too_few_values_without_a_drop_are_no_drop_that_lasts():
+    assert tell([10.0, 9.5]) == ([None, None], None)
+
+
+def test_what_is_kept_does_not_grow_with_the_run():
+    recovery = Recovery("value", 100, BEFORE, larger_is_better=True)
+    for step in range(1000):
+        recovery.take(101 + step, 4.0)
+    assert len(recovery.after) == Recovery.CLEAR
+    assert recovery.take(2000, 10.0) == (
+        "value dropped from 10 to 4 after the growth at step 100 and recovered after 1900 steps."
+    )
