@@ -62,21 +62,23 @@ class Run:
 NARROW, SHALLOW = ("width", 32), ("depth", 2)
 RUNS = {
     "large from scratch": Run(),
-    "small alone": Run((NARROW,)),
-    "grown": Run((NARROW,), 0.2),
-    "grown, 0.7 of the budget": Run((NARROW,), 0.2, budget=0.7),
-    "grown, 0.5 of the budget": Run((NARROW,), 0.2, budget=0.5),
-    "grown after 0.1": Run((NARROW,), 0.1),
-    "grown after 0.4": Run((NARROW,), 0.4),
+    "shallow alone": Run((SHALLOW,)),
     "depth x2": Run((SHALLOW,), 0.2),
+    "depth x2, 0.7 of the budget": Run((SHALLOW,), 0.2, budget=0.7),
+    "depth x2, 0.5 of the budget": Run((SHALLOW,), 0.2, budget=0.5),
+    "depth x2 after 0.1": Run((SHALLOW,), 0.1),
+    "depth x2 after 0.4": Run((SHALLOW,), 0.4),
+    "depth x2, moments moved": Run((SHALLOW,), 0.2, optimizer="transfer"),
+    "depth x2, asymmetric": Run((SHALLOW,), 0.2, optimizer="asymmetric"),
     "depth x2, blocks stacked": Run((SHALLOW,), 0.2, strategy="stack"),
+    "narrow alone": Run((NARROW,)),
+    "width x2": Run((NARROW,), 0.2),
+    "width x2, net2wider": Run((NARROW,), 0.2, strategy="net2wider"),
+    "width x2, copy_and_extend": Run((NARROW,), 0.2, strategy="copy_and_extend"),
+    "width x2, asymmetric": Run((NARROW,), 0.2, optimizer="asymmetric"),
     "width and depth x2": Run((NARROW, SHALLOW), 0.2),
-    "net2wider": Run((NARROW,), 0.2, strategy="net2wider"),
-    "copy_and_extend": Run((NARROW,), 0.2, strategy="copy_and_extend"),
-    "moments moved": Run((NARROW,), 0.2, optimizer="transfer"),
-    "asymmetric": Run((NARROW,), 0.2, optimizer="asymmetric"),
 }
-SHOWN = ("large from scratch", "small alone", "grown")
+SHOWN = ("large from scratch", "shallow alone", "depth x2")
 
 
 class Stack(Strategy):
@@ -287,7 +289,7 @@ def saved(found: dict[str, Any], seeds: int) -> list[str]:
     for seed in range(1, seeds + 1):
         ends = [
             found[f"{name}/{seed}"]["curve"][-1]
-            for name in ("grown, 0.5 of the budget", "grown, 0.7 of the budget", "grown")
+            for name in ("depth x2, 0.5 of the budget", "depth x2, 0.7 of the budget", "depth x2")
         ]
         scratch = found[f"large from scratch/{seed}"]["curve"][-1]
         flops = reached([[0.0, 0.0, float("inf")], *ends], scratch[2])

@@ -11,7 +11,7 @@ from lightning_grow.pair.arguments import find_difference
 from lightning_grow.pair.match import Match
 from lightning_grow.pair.operators import key
 from lightning_grow.trace.axes import Axis, atoms
-from lightning_grow.trace.meanings import Contract, Pointwise
+from lightning_grow.trace.meanings import Contract, Pointwise, Rearrange
 from lightning_grow.trace.tape import Node, Value, numbers
 
 
@@ -53,8 +53,32 @@ def find(match: Match, node: Node) -> tuple[Node | None, str]:
     return _find_shorter(match, node), difference
 
 
+def pair_outputs(match: Match, source: Node, node: Node) -> list[tuple[Value, Value]]:
+    """The outputs of two operators side by side, without the pieces of a split that the source has not."""
+    new = node.outputs if len(source.outputs) == len(node.outputs) else _known_pieces(match, node)
+    return list(zip(source.outputs, new, strict=True))
+
+
+def _known_pieces(match: Match, node: Node) -> list[Value]:
+    return [value for value in node.outputs if all(map(match.old_length, value.axes))]
+
+
+def _find_fewer(match: Match, node: Node) -> Node | None:
+    """The source's split of the same value into some of the pieces."""
+    known = _known_pieces(match, node)
+    lengths = [list(map(match.old_length, value.axes)) for value in known]
+
+    def cuts_alike(other: Node) -> bool:
+        dims = other.arguments.get("dim", 0) == node.arguments.get("dim", 0)
+        return other.op == node.op and dims and [list(value.shape) for value in other.outputs] == lengths
+
+    return next((other for other in match.alternatives(node) if cuts_alike(other)), None)
+
+
 def _find_shorter(match: Match, node: Node) -> Node | None:
     """The source's concatenation of most of the parts of a longer one, in their order."""
+    if len(node.outputs) > 1 and isinstance(node.meaning[0], Rearrange):
+        return _find_fewer(match, node)
     if node.name != "cat" or any(value.constant is not None for value in node.tensors()):
         return None
     parts = [match.values.get(value) for value in node.tensors()]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_grow.pair.entries import only_moves
-from lightning_grow.pair.find import find
+from lightning_grow.pair.find import find, pair_outputs
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
 from lightning_grow.plan.content import keep_contents, known_factor
 from lightning_grow.plan.contraction import contract
@@ -125,11 +125,12 @@ def _pair_outputs(run: Run, node: Node, source: Node) -> None:
     Raises:
         NotKept: They cannot be paired, or a constant is another one.
     """
-    for old, new in zip(source.outputs, node.outputs, strict=True):
+    pairs = pair_outputs(run.match, source, node)
+    for old, new in pairs:
         run.match.pair_values(old, new)
     refusals = [
         refusal
-        for old, new in zip(source.outputs, node.outputs, strict=True)
+        for old, new in pairs
         for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=True))
         for refusal in run.match.pair(one, other, f"the output of {node.place} axis {dim}")
     ]
@@ -153,7 +154,7 @@ def _keep_what_is_made(run: Run, node: Node, source: Node) -> None:
         NotKept: An output axis that no input has is longer than the source's.
     """
     given = atoms_of(node.tensors())
-    for old, new in zip(source.outputs, node.outputs, strict=True):
+    for old, new in pair_outputs(run.match, source, node):
         made = [(dim, axis) for dim, axis in enumerate(new.axes) if given.isdisjoint(atoms(axis))]
         run.keep_positions(node, [axis for _, axis in made if axis.size != 1])
         for dim, axis in made:

@@ -27,12 +27,13 @@ class AxisError(Exception):
 class Axis:
     """One axis: an atom while `kind` is None, else a "sum" or a "product" of `parts`."""
 
-    __slots__ = ("_flat", "_flat_at", "bound", "kind", "marks", "parts", "size")
+    __slots__ = ("_flat", "_flat_at", "bound", "cut_from", "kind", "marks", "parts", "size")
     last_binding: object = None  # of all axes: as long as there is no other, what was flat is flat
 
     def __init__(self, size: int, kind: str | None = None, parts: tuple[Axis, ...] = (), marks: bool = False) -> None:
         self.size, self.kind, self.parts, self.marks = size, kind, parts, marks
         self.bound: Axis | None = None
+        self.cut_from: Axis | None = None
         self._flat: Axis = self
         self._flat_at: object = self
 
@@ -127,6 +128,8 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 def _cut(axis: Axis, sizes: list[int]) -> list[Axis]:
     if axis.kind is None:
         fresh = [Axis(size) for size in sizes]
+        for piece in fresh:
+            piece.cut_from = axis
         axis.bind(Axis(axis.size, "sum", tuple(fresh)))
         return fresh
     if axis.kind == "product" and axis.parts[0].marks:
@@ -227,6 +230,25 @@ def unify(first: Axis, second: Axis) -> None:
             unify(part, piece)
     else:
         _unify_products(first, second)
+
+
+def unify_all(axes: Sequence[Axis]) -> Axis:
+    """State that axes are the same one and return it; pieces of one axis stay told apart there, each by a mark.
+
+    >>> heads = Axis(6); one = unify_all(cut(heads, [2, 2, 2])); one, heads
+    (2, ((1*2)+(1*2)+(1*2)))
+    """
+    pieces = list(map(resolve, axes))
+    whole = pieces[0].cut_from
+    if whole is not None and all(piece.kind is None and piece.cut_from is whole for piece in pieces):
+        units = Axis(pieces[0].size)
+        for piece in dict.fromkeys(pieces):
+            piece.bind(product_of([Axis(1, marks=True), units]))
+        return units
+    for piece in pieces[1:]:
+        unify(_unmarked(resolve(pieces[0])), _unmarked(resolve(piece)))
+    alike = all(resolve(piece) is resolve(pieces[0]) for piece in pieces[1:])
+    return resolve(pieces[0]) if alike else _unmarked(resolve(pieces[0]))
 
 
 def _unmarked(axis: Axis) -> Axis:

@@ -9,7 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, resolve, sum_of, unify
+from lightning_grow.trace.axes import (
+    Axis,
+    AxisError,
+    atoms,
+    cut,
+    factor,
+    product_of,
+    reshape,
+    resolve,
+    sum_of,
+    unify,
+    unify_all,
+)
 from lightning_grow.trace.meanings import Along, Opaque
 from lightning_grow.trace.tracer import trace
 
@@ -156,6 +168,22 @@ def test_a_mark_is_no_unit_of_its_own():
     assert str(pieces) == "[1, (1*3)]"
     assert pieces[0] is next(atoms(units))
     assert str(factor(second, [1, 4])) == "[1, (1*(1+3))]"
+
+
+def test_pieces_of_one_axis_that_become_one_stay_told_apart_where_they_were_cut():
+    heads = Axis(6)
+    first, second = cut(heads, [3, 3])
+    units = unify_all([first, second])
+    assert str(heads) == "((1*3)+(1*3))"
+    assert resolve(units) is unify_all([units, units])  # as the pieces of three layers, one after the other
+    assert len({id(atom) for atom in atoms(heads) if atom.marks}) == 2
+    assert {atom for atom in atoms(heads) if not atom.marks} == {units}
+
+
+def test_pieces_of_different_axes_are_one_without_marks():
+    first, second = cut(Axis(6), [3, 3])[0], cut(whole := Axis(6), [3, 3])[0]
+    assert resolve(unify_all([first, second])) is resolve(second)
+    assert str(whole) == "(3+3)"
 
 
 def test_marked_parts_unify_with_any_axis_of_their_size_and_end():

@@ -343,6 +343,21 @@ class Windows(nn.Module):
         return self.out(torch.cat([first, rest], 1))
 
 
+class SetAttention(nn.Module):
+    """Set Transformer's attention: heads split off the features and put one after the other along the batch."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.out = heads, nn.Linear(heads * width, 6)
+        self.queries, self.keys, self.values = (nn.Linear(6, heads * width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = (self.queries, self.keys, self.values)
+        queries, keys, values = (torch.cat(layer(x).chunk(self.heads, 2), 0) for layer in layers)
+        mixed = torch.softmax(queries @ keys.transpose(1, 2), -1) @ values
+        return x + self.out(torch.cat(mixed.split(len(x), 0), 2))
+
+
 class Joined(nn.Module):
     """The upward half of a diffusion U-Net: groups of a norm that reach across what is joined."""
 
@@ -367,6 +382,8 @@ FAMILIES = {
     "groups across a concatenation, x1.5": Block(
         Joined, (8,), (12,), image, refused="takes a var over .* Use a multiple of 2"
     ),
+    "set attention, heads": Block(SetAttention, (3, 2), (3, 4)),
+    "set attention, width of heads": Block(SetAttention, (3, 2), (5, 2)),
     "windows of two streams, depth": Block(Windows, (8, 1), (8, 3), image),
     "windows of two streams, depth and width": Block(Windows, (8, 1), (16, 3), image),
     "depthwise positions": Block(Positional, (4,), (8,), image),

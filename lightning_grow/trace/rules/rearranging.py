@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, sum_of, unify
+from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, product_of, reshape, sum_of, unify, unify_all
 from lightning_grow.trace.meanings import Create, Pointwise, Rearrange
 from lightning_grow.trace.table import RULES, Call, Output, axis_rule, broadcast, create, fresh, pointwise
 from lightning_grow.trace.tape import VIEWS
@@ -197,16 +197,13 @@ def cat(call: Call) -> list[Output]:
     """Put tensors one after the other."""
     values = [value for value in call["tensors"] if 0 not in [axis.size for axis in value.axes] or len(value.axes) > 1]
     dim = call.get("dim", 0) % len(call.shapes[0])
-    for value in values[1:]:
-        for index, (first, other) in enumerate(zip(values[0].axes, value.axes, strict=True)):
-            if index != dim:
-                unify(first, other)
-    axes = list(values[0].axes)
-    axes[dim] = sum_of(_told_apart([value.axes[dim] for value in values]))
+    along = list(zip(*(value.axes for value in values), strict=True))
+    axes = [unify_all(its) if index != dim and its[0].size > 1 else its[0] for index, its in enumerate(along)]
+    axes[dim] = sum_of(_told_apart(along[dim]))
     return call.rearrange(axes, lambda count, *cells: np.concatenate(cells, axis=dim), *values)
 
 
-def _told_apart(parts: list[Axis]) -> list[Axis]:
+def _told_apart(parts: Sequence[Axis]) -> list[Axis]:
     """Parts of the same units, each with a mark of its own: one of them may be new though its units are not."""
     counts = Counter(atom for part in parts for atom in set(atoms(part)) if part.size > 1)
     shared = {atom for atom, count in counts.items() if count > 1}
