@@ -261,6 +261,8 @@ PAIRS = {
     "sigmoid": Pair(stack, (8, 8), (12, 10), options={"activation": nn.Sigmoid}),
     "norms between": Pair(stack, (8, 8), (12, 16), options={"norm": True}),
     "deeper, earliest": Pair(stack, (8,), (8, 8)),
+    "deeper by two": Pair(stack, (8,), (8, 8, 8)),
+    "deeper by two, wider": Pair(stack, (8,), (12, 12, 12)),
     "deeper, keeps the last": Pair(stack, (12, 8), (12, 12, 8)),
     "deeper and wider": Pair(stack, (8, 8), (12, 12, 10)),
     "two heads": Pair(TwoHeads, (8,), (13,)),

@@ -33,6 +33,12 @@ class Picture(nn.Module):
         return self.out(self.function(self.into(x).tanh()))
 
 
+def put_on_diagonal(y):
+    y = y * 1
+    y[..., torch.arange(8), torch.arange(8)] = 0.5
+    return y
+
+
 def channel_by_channel(function):
     """The function of one channel, on each."""
     return lambda y: function(y.flatten(0, 1)[:, None])[:, 0].unflatten(0, y.shape[:2])
@@ -91,6 +97,8 @@ FUNCTIONS = {
     "softplus": lambda y: F.softplus(y, 2),
     "threshold": lambda y: F.threshold(y, 0.1, -0.5),
     "clamped": lambda y: y.clamp(-0.5, 0.3),
+    "put by a mask": lambda y: torch.ones_like(y).index_put((y < 0.1,), torch.tensor(0.5).to(y)) * y,
+    "put on a diagonal": lambda y: put_on_diagonal(y),
     "filled": lambda y: y.masked_fill(y < 0.1, -1.0),
     "blended": lambda y: torch.lerp(y, y * y, 0.3),
     "products added": lambda y: torch.addcmul(y, y, y, value=0.3),

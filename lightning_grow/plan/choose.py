@@ -166,12 +166,24 @@ def find_attributes(chosen: Chosen, trace: Trace, target: nn.Module) -> dict[str
 
 
 def _identities(match: Match) -> frozenset[str]:
-    """New square layers between two ends of one source axis: they can start as the identity."""
-    found = set()
-    for name, value in match.target.tensors.items():
-        if name in match.names or len(value.axes) != 2:
-            continue
-        first, second = ({resolve(atom) for atom in match.atoms.get(resolve(axis), ())} for axis in value.axes)
-        if first & second:
-            found.add(name)
+    """New square layers, one after the other, between two ends of one source axis: they can start as identities.
+
+    What lies between two of them is that axis too, which is stated.
+    """
+    layers = [
+        (name, resolve(value.axes[0]), resolve(value.axes[1]))
+        for name, value in match.target.tensors.items()
+        if name not in match.names and len(value.axes) == 2
+    ]
+    found, chains = set[str](), [[layer] for layer in layers if match.atoms.get(layer[2])]
+    while chains:
+        chain = chains.pop()
+        _, end, _ = chain[-1]
+        begin = match.atoms[chain[0][2]]
+        if {resolve(atom) for atom in begin} & {resolve(atom) for atom in match.atoms.get(end, ())}:
+            found.update(name for name, _, _ in chain)
+            for name, out, _ in chain[:-1]:
+                match.pair(begin[0], out, f"the output of '{name}'")
+        elif end not in match.atoms and end.size == chain[0][2].size:
+            chains += [[*chain, layer] for layer in layers if layer[2] is end and layer not in chain]
     return frozenset(found)

@@ -14,7 +14,7 @@ from lightning_grow.private import TorchDispatchMode, decompositions, no_dispatc
 from lightning_grow.trace.aliases import Aliases, View, shares_memory, written
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meta_results import MetaResults
-from lightning_grow.trace.routing import MASKED, has_mask, routed_positions
+from lightning_grow.trace.routing import MASKED, filled_by_mask, has_mask, routed_positions
 from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions  # noqa: F401 - fill the table
 from lightning_grow.trace.table import has_rule
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bind_arguments, is_empty, operator_name
@@ -72,6 +72,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if operator_name(op) in MASKED and has_mask(args[1]):
+            with self:
+                mask = filled_by_mask(operator_name(op), args)
+                if mask is not None:
+                    fill = torch.Tensor.masked_fill_ if schema(op).is_mutable else torch.Tensor.masked_fill
+                    return fill(args[0], mask, args[2])
             args = (args[0], [column for item in args[1] for column in self._columns(item)], *args[2:])
         arguments = bind_arguments(op, args, kwargs or {})
         values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)

@@ -23,6 +23,17 @@ def has_mask(indices: Sequence[Any]) -> bool:
     return any(isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) for item in indices)
 
 
+def filled_by_mask(name: str, args: Sequence[Any]) -> Tensor | None:
+    """The mask, in the shape of the last dimensions, where an operator writes one entry to all its positions."""
+    if name != "index_put" or args[2].dim() or args[3:] not in ((), [], (False,), [False]):
+        return None
+    before = next((dim for dim, item in enumerate(args[1]) if item is not None), 0)
+    if len(args[1]) != before + 1 or args[1][before].dtype is not torch.bool:
+        return None
+    mask: Tensor = args[1][before]
+    return mask.reshape([*mask.shape, *[1] * (args[0].dim() - before - mask.dim())])
+
+
 def routed_positions(mask: Value) -> Tensor | None:
     """The positions of a mask: of a constant its own; all of one that weights decide; None where only data can tell."""
     if mask.constant is not None:

@@ -124,6 +124,9 @@ def index_put(call: Call) -> list[Output]:
     """Write or add rows picked by index tensors."""
     base, value, indices = call.input, call["values"], call["indices"]
     dims = [dim for dim, item in enumerate(indices) if item is not None]
+    if value.constant is not None and not value.axes and not call.get("accumulate"):
+        where = tuple(indices[dim] for dim in dims)
+        return [(list(base.axes), Scatter(base, base, where, tuple(dims), tuple(dims), _put(value.constant.item())))]
     masks = any(indices[dim].dtype is torch.bool and len(indices[dim].axes) != 1 for dim in dims)
     rest = [axis for dim, axis in enumerate(base.axes) if dim not in dims]
     inner = range(dims[0], dims[0] + len(value.axes) - len(rest))
