@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -148,4 +149,28 @@ def plot_curves(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if len(curves) > 1:
         axes.legend(frameon=False)
+    return figure
+
+
+def plot_points(groups: Mapping[str, Sequence[float]], xlabel: str) -> Figure:
+    """Draw numbers of groups, a line of points a group and a bar at its median.
+
+    Args:
+        groups: Label -> numbers; the first is on top.
+        xlabel: What the numbers are.
+
+    >>> [label.get_text() for label in plot_points({"a": [1.0, 2.0], "b": []}, "return").axes[0].get_yticklabels()]
+    ['a', 'b']
+    """
+    with extra("plot"):
+        from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 0.8 + 0.35 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for row, numbers in enumerate(groups.values()):
+        axes.plot(numbers, [row] * len(numbers), "o", color="#4c72b0", alpha=0.6)
+        middle = [statistics.median(numbers)] if numbers else []
+        axes.plot(middle, [row] * len(middle), "|", color="black", markersize=16)
+    axes.set(xlabel=xlabel, yticks=range(len(groups)), ylim=(len(groups) - 0.5, -0.5))
+    axes.set_yticklabels(list(groups))
     return figure

@@ -1,6 +1,7 @@
 """What the command line does: train a PPO agent, resume it with a bigger network, or evaluate it."""
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_grow.app.config import Mode
 from lightning_grow.app.evaluation import run_evaluation
+from lightning_grow.app.sweep import write_run
 from lightning_grow.callbacks.surroundings import check_total
 from lightning_grow.errors import CheckpointError, WrongSetting
 from lightning_grow.files.checkpoint import read_checkpoint
@@ -34,7 +37,7 @@ def _train_or_evaluate(config: DictConfig) -> None:
     seed_everything(config.seed, workers=True, verbose=False)
     if config.mode == Mode.eval:
         return run_evaluation(config, ckpt_path)
-    model, trainer = make_model(config), make_trainer(config)
+    model, trainer, start = make_model(config), make_trainer(config), time.perf_counter()
     if ckpt_path is not None:
         check_total(trainer, read_checkpoint(ckpt_path))
     try:
@@ -47,6 +50,13 @@ def _train_or_evaluate(config: DictConfig) -> None:
             "a checkpoint that was saved in full; a bigger network may start from weights only."
         ) from error
     if trainer.is_global_zero:
+        numbers = {
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+            "global_step": trainer.global_step,
+            "parameters": sum(item.numel() for item in model.parameters()),
+            "seconds": time.perf_counter() - start,
+        }
+        write_run(Path(config.run_dir), HydraConfig.get().overrides.task, numbers)
         print_summary(trainer, Path(config.run_dir))
 
 

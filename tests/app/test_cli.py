@@ -20,6 +20,7 @@ from PIL import Image
 
 from lightning_grow import __version__
 from lightning_grow.app import cli
+from lightning_grow.app.sweep import compare, group_runs, write_run
 from lightning_grow.callbacks import ArchTransfer
 from lightning_grow.errors import CheckpointError
 from lightning_grow.options import NAMES, check_options
@@ -194,14 +195,36 @@ def test_hyperparameters_are_plain_containers(small_run):
     assert (saved["state_dim"], saved["action_dim"], saved["continuous"]) == (4, 2, False)
 
 
-def test_a_sweep_puts_each_strategy_in_its_own_folder(lightning_grow, small_run, tmp_path):
+def test_a_sweep_has_short_folders_and_ends_with_a_comparison(lightning_grow, small_run, tmp_path):
     names = "copy_and_extend,interpolate,zero_pad,preserve,net2wider,random"
     overrides = ("trainer.max_epochs=3", "model.hidden_dims=[16,8]", f"ckpt_path={small_run}", "hydra.sweep.dir=sweep")
     code, printed = lightning_grow("-m", f"strategy={names}", "experiment=cartpole_large", *overrides, *QUICK)
     assert code == 0, printed
     reports = sorted((tmp_path / "sweep").glob("*/logs/growth_report.json"))
     assert [json.loads(report.read_text())["strategy"] for report in reports] == names.split(",")
-    assert all(name in report.parts[-3] for name, report in zip(names.split(","), reports, strict=True))
+    assert [report.parts[-3] for report in reports] == list("012345")
+    rows = (tmp_path / "sweep" / "comparison.md").read_text().splitlines()[2:]
+    kinds = {row.split(" | ")[0].removeprefix("| strategy="): row.split(" | ")[-1] for row in rows}
+    assert kinds == {name: f"{number} |" for number, name in enumerate(names.split(","))}
+    returns = [float(row.split(" | ")[1].split()[0]) for row in rows]
+    assert returns == sorted(returns, reverse=True)
+    runs = [json.loads((report.parents[1] / "run.json").read_text()) for report in reports]
+    assert {float(f"{run['metrics']['episode_return']:.4g}") for run in runs} == set(returns)
+    assert (tmp_path / "sweep" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert rows[0].split(" | ")[1] in printed
+
+
+def test_runs_that_differ_by_their_seed_are_one_row(tmp_path):
+    for number, (seed, width) in enumerate([(1, 8), (2, 8), (1, 16)]):
+        (tmp_path / str(number)).mkdir()
+        asked = [f"seed={seed}", f"model.hidden_dims=[{width}]", "trainer.max_epochs=3"]
+        write_run(tmp_path / str(number), asked, {"metrics": {}, "parameters": 3, "seconds": 1.0})
+    groups = group_runs(tmp_path)
+    assert {name: len(runs) for name, runs in groups.items()} == {
+        "model.hidden_dims=[8]": 2,
+        "model.hidden_dims=[16]": 1,
+    }
+    assert "never logged" in compare(groups, "episode_return")[2]
 
 
 def test_a_run_at_its_total_is_refused_and_told_the_override(lightning_grow, small_run):
