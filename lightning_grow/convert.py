@@ -32,6 +32,7 @@ from lightning_grow.files.record import (
     restore_attributes,
 )
 from lightning_grow.files.writing import is_same_file, write_checkpoint
+from lightning_grow.folding import by_reason
 from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.pair.input_names import find_input_names
@@ -132,7 +133,7 @@ def convert_checkpoint(
     record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
     write_checkpoint(checkpoint, out)
     report = growth.transfer.report
-    fresh = [f"Moments that start fresh: {'; '.join(carried.fresh)}."] if carried.fresh else []
+    fresh = [f"Moments that start fresh: {by_reason(carried.fresh)}."] if carried.fresh else []
     return replace(report, notes=(*report.notes, *fresh))
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_grow.errors import WrongSetting
+from lightning_grow.folding import folded, grouped, pattern
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,20 +138,14 @@ class TransferReport:
         return f"{self.strategy}: {copied:,} entries copied, {new:,} new ({zeroed:,} of them 0); {checked}, {kind}."
 
     def __rich__(self) -> Table:
-        """Return the table, layer by layer."""
+        """Return the table, layer by layer; what is alike in layers of one list is one row, for each of them."""
         table = Table(title=f"Transfer by {self.strategy}", caption=self._caption(), caption_justify="left")
         table.add_column("tensor", overflow="fold")
         for title in ("source", "target", "copied", "new", "zeroed"):
             table.add_column(title, justify="right", no_wrap=True)
-        for item in self.tensors:
-            table.add_row(
-                item.name,
-                "-" if item.source_shape is None else format_shape(item.source_shape),
-                format_shape(item.target_shape),
-                f"{item.copied:,}",
-                f"{item.new:,}",
-                f"{item.zeroed:,}",
-            )
+        rows = [((pattern(item.name), *_cells(item)), item.name) for item in self.tensors]
+        for names, (_, *cells) in zip(grouped(rows), dict.fromkeys(key for key, _ in rows), strict=True):
+            table.add_row(folded(names), *cells)
         return table
 
     def _caption(self) -> str:
@@ -164,6 +159,11 @@ class TransferReport:
     def __str__(self) -> str:
         """Return the table as text."""
         return as_text(self.__rich__())
+
+
+def _cells(item: TensorReport) -> tuple[str, ...]:
+    source = "-" if item.source_shape is None else format_shape(item.source_shape)
+    return source, format_shape(item.target_shape), f"{item.copied:,}", f"{item.new:,}", f"{item.zeroed:,}"
 
 
 def named(name: str, known: Mapping[str, T]) -> T:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from models import PAIRS, Pair, stack
+from models import PAIRS, Encoder, Pair, sequence, stack
 
-from lightning_grow import grow, list_strategies
+from lightning_grow import grow, list_strategies, plan_growth
 from lightning_grow.report import SCHEMA_VERSION
 
 
@@ -60,3 +60,15 @@ def test_without_a_check_there_is_no_error_to_report():
     assert report.tolerance is None
     assert "not verified" in report.summary()
     assert torch.equal(target[0].weight[:8], source[0].weight)
+
+
+def test_equal_layers_are_one_row_and_new_ones_are_named():
+    source, target, inputs = Pair(Encoder, (8, 2, 12, 2), (8, 2, 16, 4), sequence).make()
+    lines = str(grow(source, target, example_inputs=inputs)).splitlines()
+    rows = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert "encoder.layers.{0-1}.linear1.weight" in rows
+    assert "encoder.layers.{2-3}.linear1.weight" in rows
+    assert len(rows) == len(set(rows)) == 2 * 12 + 6
+    plan = str(plan_growth(*Pair(Encoder, (8, 2, 12, 2), (8, 2, 16, 4), sequence).make()[:2], example_inputs=inputs))
+    assert "New layers: encoder.layers.{2-3}." in plan
+    assert plan.count("linear1.weight'") == 1

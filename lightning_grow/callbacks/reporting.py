@@ -14,6 +14,7 @@ from rich.console import Console
 from lightning_grow.convert import Growth
 from lightning_grow.errors import MissingExtra
 from lightning_grow.files.hparams import find_hparams
+from lightning_grow.folding import by_reason
 from lightning_grow.report import TransferReport
 from lightning_grow.training_state.optimizers import CarriedState, OptimizerChoice, Schedule, learning_rates
 from lightning_grow.training_state.warmup import Warmup
@@ -80,7 +81,7 @@ def describe_optimizers(
         ("Moments that are approximate", carried.approximate),
         ("Not at the pace of before", carried.paced),
     ):
-        lines.extend([f"{title}: {'; '.join(items)}."] if items else [])
+        lines.extend([f"{title}: {by_reason(items)}."] if items else [])
     if trainer.gradient_clip_val and trainer.gradient_clip_algorithm != "value":
         lines.append("Clipping by the gradients' norm counts those of new entries too, so the old ones' shrink.")
     return " ".join(lines)

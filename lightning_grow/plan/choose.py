@@ -69,28 +69,28 @@ def choose(
     promises = options.strategy.function_preserving
     start = first_choice(match, units, options.strategy)
     attempt = _attempts(match, roles, states)
-    chosen = first = attempt(start if promises else replace(start, copied=frozenset()), None)
+    bare = replace(start, identities=frozenset())  # a branch that begins at 0 learns better than one of identities
+    first = attempt(bare if promises else replace(start, copied=frozenset()), None)
     is_deeper = any(name not in match.names for name in match.target.tensors)
     if not promises or (first.parts and not is_deeper):
         return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost, stuck=first.run)
-    tried, furthest = {start}, first
-    while chosen.lost:
-        choice = _turned(match, chosen, units)
-        if choice in tried:  # x + f(x) is kept by an f that begins at 0, not by one that begins as the identity
-            choice = replace(choice, identities=frozenset())
-        if choice in tried and options.allow_attribute_changes:
-            choice = replace(start, free_numbers=_free_numbers(match.target, target))
-        if choice in tried:
-            return Chosen(start, lost=furthest.lost, stuck=furthest.run)
-        tried.add(choice)
-        chosen = attempt(choice, chosen.run)
-        furthest = max(furthest, chosen, key=_reach)
-    return chosen
+    numbers = _free_numbers(match.target, target) if options.allow_attribute_changes else frozenset()
+    begins = [bare, start, replace(bare, free_numbers=numbers), replace(start, free_numbers=numbers)]
+    tried, chosen, furthest = set[Choice](), first, first
+    for choice in begins:
+        while choice not in tried:
+            tried.add(choice)
+            chosen = attempt(choice, chosen.run) if choice is not bare else first
+            if not chosen.lost:
+                return chosen
+            furthest = max(furthest, chosen, key=_reach)
+            choice = _turned(match, chosen, units)
+    return Chosen(start, lost=furthest.lost, stuck=furthest.run)
 
 
-def _reach(chosen: Chosen) -> int:
+def _reach(chosen: Chosen) -> tuple[int, int]:
     """How far a run came before something stood in its way: what stops the furthest is the true reason."""
-    return chosen.run.first_failure if chosen.run is not None else 0
+    return chosen.run.first_failure if chosen.run is not None else 0, len(chosen.choice.identities)
 
 
 def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice, Run | None], Chosen]:

@@ -10,6 +10,8 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_grow.errors import RefusedGrowth
+from lightning_grow.folding import fold, folded, pattern
+from lightning_grow.pair.names import new_modules
 from lightning_grow.pictures import plot_groups, plot_tensors
 from lightning_grow.plan.explain import explain
 from lightning_grow.plan.tensor_plan import TensorPlan
@@ -127,14 +129,22 @@ class GrowthPlan:
         table = Table(title=f"Growth by {self.strategy.name}", caption=self._caption(), caption_justify="left")
         for title in ("unit group", "source", "target", "new units", "tensors"):
             table.add_column(title, overflow="fold")
+        alike: dict[tuple[object, ...], list[UnitGroup]] = {}
         for group in self.groups:
-            members = ", ".join(f"{name}[{dim}]" for name, dim in group.members)
-            table.add_row(group.name, str(group.old), str(group.new), group.mode, members)
+            members = frozenset((pattern(name), dim) for name, dim in group.members)
+            alike.setdefault((pattern(group.name), group.old, group.new, group.mode, members), []).append(group)
+        for groups in alike.values():
+            first, dims = groups[0], [f"{name}[{dim}]" for group in groups for name, dim in group.members]
+            name = folded([group.name for group in groups])
+            table.add_row(name, str(first.old), str(first.new), first.mode, ", ".join(fold(dims)))
         return table
 
     def _caption(self) -> str:
         changed = sum(not item.is_plain for item in self.tensors.values())
         lines = [f"{changed} of {len(self.tensors)} tensors change."]
+        known = [name for name, item in self.tensors.items() if item.source_name is not None]
+        if new := new_modules(self.tensors, known):
+            lines.append(f"New layers: {', '.join(fold(new))}.")
         lines += [f"refused: {reason}" for reason in self.refused]
         return "\n".join([*lines, *self.notes])
 

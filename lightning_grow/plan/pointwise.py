@@ -63,24 +63,29 @@ def combine(
         of a ReLU's output is that output.
     """
     passed: set[int] = set()
+    fixed = frozenset(i for i, (value, _) in enumerate(inputs) if value.constant is not None)
     shape = run.layout.shape(output.axes)
     spread = [np.broadcast_to(cells, shape) for _, cells in inputs]
 
     def make(index: tuple[int, ...], slots: list[Slot]) -> Cell:
         cells = [*(array[index] for array in spread), *numbers]
-        return _combine(run, node, laws, cells, is_wanted(slots), passed)
+        return _combine(run, node, laws, cells, is_wanted(slots), passed, fixed)
 
     result = run.layout.each_cell(output.axes, make)
     return result, inputs[passed.pop()][0] if len(passed) == 1 else None
 
 
-def _combine(run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool, passed: set[int]) -> Cell:
+def _combine(
+    run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool, passed: set[int], fixed: frozenset[int]
+) -> Cell:
     zeros = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.ZERO)
     new = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.NEW)
     rest = [i for i in range(len(inputs)) if i not in zeros | new]
     if zeros and laws.vanishes(zeros):
         return ZERO
     if new:
+        if run.step.source is None:  # a new layer's own mask is nothing that has to be kept
+            rest = [i for i in rest if i not in fixed]
         return _combine_new(run, laws, inputs, zeros, new, rest, wanted)
     if run.step.source is None:
         unchanged = len(rest) == 1 and (

@@ -1,9 +1,13 @@
-"""Layers of lists of different length are matched in order."""
+"""Layers of lists of different length are matched in order, and new ones begin as they learn best."""
 
 from itertools import pairwise
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
+from lightning_grow import grow
 from lightning_grow.pair.names import match_names
 
 
@@ -53,3 +57,26 @@ def test_other_kinds_of_layers_are_not_matched():
     source = {"0.weight": (8, 4), "1.weight": (8,), "1.bias": (8,)}
     target = {"0.weight": (8, 4), "1.weight": (8, 8), "2.weight": (8,), "2.bias": (8,)}
     assert match_names(source, target) == {"0.weight": "0.weight", "2.weight": "1.weight", "2.bias": "1.bias"}
+
+
+class Causal(nn.Module):
+    """A residual branch of square layers around an attention with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.queries, self.keys, self.values = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        seen = self.norm(x)
+        layers = (self.queries, self.keys, self.values)
+        return x + self.out(F.scaled_dot_product_attention(*(layer(seen) for layer in layers), is_causal=True))
+
+
+def test_a_new_branch_begins_as_it_is_initialised_but_for_its_last_layer():
+    small, large = (nn.Sequential(nn.Linear(6, 8), *(Causal() for _ in range(count))) for count in (1, 2))
+    initial = {name: value.clone() for name, value in large[2].state_dict().items()}
+    grow(small, large, example_inputs=(torch.randn(3, 5, 6),))
+    changed = {name for name, value in large[2].state_dict().items() if not torch.equal(value, initial[name])}
+    assert changed == {"out.weight", "out.bias"}
+    assert not large[2].out.weight.any()
