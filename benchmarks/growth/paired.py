@@ -49,40 +49,6 @@ class Run:
     optimizer: str = "reset"
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is learnt.
-
-    Args:
-        name: Of the files in results/.
-        model: A `Budgeted` module.
-        large: Its sizes.
-        batches: Makes the training batches of a seed and a number of steps, in order.
-        validate: The numbers of a module on held-out data, the loss first.
-        example: A batch, to count the FLOPs of a step.
-        budget: Steps of the large model.
-        every: Steps between validations.
-        labels: Of the numbers that `validate` gives.
-    """
-
-    name: str
-    model: "type[Budgeted]"
-    large: Mapping[str, int]
-    batches: Callable[[int, int], Iterable[Any]]
-    validate: Callable[[Any], Sequence[float]]
-    example: Any
-    budget: int
-    every: int
-    labels: Sequence[str] = ("loss",)
-
-    def cost(self, **sizes: int) -> float:
-        """FLOPs of a training step, counted by torch."""
-        model = self.model(**sizes, grow_step=0, total=1, costs=(1.0, 1.0))
-        with FlopCounterMode(display=False) as counter:
-            model.training_step(self.example, 0).backward()
-        return float(counter.get_total_flops())
-
-
 class Budgeted(lightning.LightningModule):
     """AdamW; a warm-up, then linearly to 0 over what is left of the compute.
 
@@ -107,6 +73,40 @@ class Budgeted(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt.
+
+    Args:
+        name: Of the files in results/.
+        model: A `Budgeted` module.
+        large: Its sizes.
+        batches: Makes the training batches of a seed and a number of steps, in order.
+        validate: The numbers of a module on held-out data, the loss first.
+        example: A batch, to count the FLOPs of a step.
+        budget: Steps of the large model.
+        every: Steps between validations.
+        labels: Of the numbers that `validate` gives.
+    """
+
+    name: str
+    model: type[Budgeted]
+    large: Mapping[str, int]
+    batches: Callable[[int, int], Iterable[Any]]
+    validate: Callable[[Any], Sequence[float]]
+    example: Any
+    budget: int
+    every: int
+    labels: Sequence[str] = ("loss",)
+
+    def cost(self, **sizes: int) -> float:
+        """FLOPs of a training step, counted by torch."""
+        model = self.model(**sizes, grow_step=0, total=1, costs=(1.0, 1.0))
+        with FlopCounterMode(display=False) as counter:
+            model.training_step(self.example, 0).backward()
+        return float(counter.get_total_flops())
 
 
 class Curve(lightning.Callback):
