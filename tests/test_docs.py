@@ -1,8 +1,10 @@
 """The documentation builds without a warning, every block of code in it runs, and what it links to is there."""
 
+import io
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,16 @@ def test_what_a_page_links_to_is_there(page):
 
 def test_the_readme_is_a_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_messages_of_the_troubleshooting_are_the_librarys_own():
+    page, printed = ROOT / "docs" / "practice.md", io.StringIO()
+    with redirect_stdout(printed):
+        exec(code_of(page)[0], {"__name__": "__docs__"})
+    quoted = re.findall(r"^\| `(.+?)` \|", page.read_text(), re.MULTILINE)
+    sources = "".join(path.read_text() for path in (ROOT / "lightning_grow").rglob("*.py"))
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # a string on two lines
+    assert len(quoted) > 10
+    assert not [
+        part for message in quoted for part in message.split(" ... ") if part not in sources + printed.getvalue()
+    ]
