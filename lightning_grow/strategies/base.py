@@ -57,6 +57,9 @@ class Strategy:
     function_preserving: ClassVar[bool] = False
     transfers: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__dict__.get("name", cls.__name__)  # what reports call it, until it is registered
+
     def units(self, old: int, new: int, generator: torch.Generator) -> Tensor | None:
         """Say where new units come from.
 

@@ -268,3 +268,11 @@ def test_units_are_read_between_their_neighbours_in_every_stream():
             high = min(low + 1, columns.shape[1] - 1)
             wanted = torch.lerp(columns[:, low], columns[:, high], place - low)
             torch.testing.assert_close(new[:, number], wanted)
+
+
+def test_an_unregistered_strategy_goes_by_its_class():
+    class Own(Strategy):
+        function_preserving = True
+
+    report = grow(nn.Linear(3, 2), nn.Linear(3, 2), strategy=Own(), example_inputs=(torch.ones(1, 3),))
+    assert report.summary().startswith("Own: ")
