@@ -27,6 +27,7 @@ from lightning_grow.verify.compare import compare, worst
 from lightning_grow.verify.liveness import count_dead_and_twins
 from lightning_grow.verify.rounding import Moved
 from lightning_grow.verify.run import outputs, set_attributes, shared_inputs, with_attributes
+from lightning_grow.waiting import waiting
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +163,8 @@ def _build(request: _Request) -> Transfer:
     notes = _start_new_outputs(request, plan, grown)
     if not request.options.verify:
         return Transfer(plan, grown, _report(plan, grown, seed, None, None, notes))
-    error, limit = _measure(request, plan, grown)
+    with waiting("comparing the outputs"):
+        error, limit = _measure(request, plan, grown)
     if _promises(plan) and not error <= limit:
         raise RefusedGrowth(
             f"the grown model differs from the source by {error:.1e} of its output scale, expected at most {limit:.1e} "

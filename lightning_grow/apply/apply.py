@@ -18,6 +18,7 @@ from lightning_grow.plan.tensor_plan import Slices, TensorPlan
 from lightning_grow.report import TensorReport
 from lightning_grow.strategies.base import Block, Strategy
 from lightning_grow.trace.names import strip_compiled
+from lightning_grow.waiting import each
 
 MOST_RUNS = 1024  # consecutive pieces of a block up to which copying them beats gathering
 
@@ -62,7 +63,8 @@ def write_state(
         source = None if item.source_name is None else source_state[source_names[item.source_name]].detach()
         _check(item, source, grown)
         work[id(grown)] = item, source, target_state[name].detach(), grown.detach()
-    for item, source, initial, grown in work.values():  # only our own code runs from here on
+    steps = each(work.values(), "growing the weights", [grown.numel() for *_, grown in work.values()])
+    for item, source, initial, grown in steps:  # only our own code runs from here on
         if item.like is not None:
             grown.copy_(written[item.like])  # its new entries; those with a source follow
         _write_tensor(item, source, initial, grown, plan.strategy, generator)

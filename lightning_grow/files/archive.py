@@ -11,6 +11,7 @@ from typing import IO, Any
 from fsspec.core import url_to_fs
 
 from lightning_grow.errors import CheckpointError, MissingCheckpoint
+from lightning_grow.waiting import each
 
 AGAIN = "Copy it again, or resume from an earlier checkpoint."
 
@@ -114,6 +115,19 @@ def _kind(names: set[str], path: str | Path) -> str:
     )
 
 
+def _find_damaged(archive: zipfile.ZipFile, what: str) -> str:
+    """The first record whose bytes do not match their checksum; as ZipFile.testzip, with a progress bar."""
+    records = archive.infolist()
+    for record in each(records, what, [record.file_size for record in records]):
+        try:
+            with archive.open(record) as part:
+                while part.read(2**20):
+                    pass
+        except zipfile.BadZipFile:
+            return record.filename
+    return ""
+
+
 def _check_archive(path: str | Path, file: IO[bytes], size: int) -> None:
     # torch.load checks no CRC: one flipped byte in a tensor would load as silently different weights.
     try:
@@ -124,7 +138,7 @@ def _check_archive(path: str | Path, file: IO[bytes], size: int) -> None:
         stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
         if not stored or sum(record.file_size for record in records) > size:
             raise CheckpointError(f"{path} is a zip archive that torch.save did not write. Pass a checkpoint file.")
-        damaged = archive.testzip()
+        damaged = _find_damaged(archive, f"checking {Path(path).name}")
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise CheckpointError(f"{path} is cut short or damaged ({size} bytes; {error}). {AGAIN}") from error
     if damaged:

@@ -30,6 +30,7 @@ from lightning_grow.trace.meanings import (
     Scatter,
 )
 from lightning_grow.trace.tape import Node, Value, atoms_of, is_random
+from lightning_grow.waiting import waiting
 
 _HANDLERS: dict[type, Callable[[Run, Node, Value, Any], Cells]] = {
     Along: along,
@@ -50,11 +51,13 @@ def interpret(run: Run) -> Run:
     Args:
         run: Changed: it holds its decisions then, the equations that scales have to meet, and its failures.
     """
-    while not run.is_complete:
-        try:
-            _take(run, run.begin())
-        except Decision as decision:
-            run.go_back(decision)
+    with waiting("planning the growth", len(run.match.target.nodes)) as show:
+        while not run.is_complete:
+            show(run.at)
+            try:
+                _take(run, run.begin())
+            except Decision as decision:
+                run.go_back(decision)
     return run
 
 

@@ -26,6 +26,7 @@ from lightning_grow.trace.recorder import Branches, Recorder
 from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
+from lightning_grow.waiting import waiting
 
 _MOST_CHECKS = 100  # of a pass that raise an error: each takes a pass of its own
 
@@ -117,7 +118,8 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     >>> [node.name for node in trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.ones(2, 3),)).nodes]
     ['t', 'addmm', 'relu']
     """
-    tape = _trace(module, example_inputs, forward)
+    with waiting(f"tracing the {type(module).__name__}"):
+        tape = _trace(module, example_inputs, forward)
     if unknown := _unknown_buffers(module, tape):
         raise RefusedGrowth(
             f"the buffers {', '.join(map(repr, unknown[:3]))} are on the meta device and no part of the state dict: "
