@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -39,16 +39,32 @@ def write_report(trainer: Trainer, report: Mapping[str, Any], checkpoint: Mappin
 def mark_growth(trainer: Trainer, module: LightningModule, report: TransferReport) -> None:
     """Mark a growth in every logger: the parameters there are now, and what the module is built from by now.
 
-    TensorBoard has the table and the picture too.
+    TensorBoard, Weights & Biases and MLflow have the table and the picture too.
     """
     count = sum(parameter.numel() for parameter in module.parameters())
     for logger in trainer.loggers:
         logger.log_hyperparams(find_hparams(module))
         logger.log_metrics({"growth/parameters": count}, step=trainer.global_step)
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.experiment.add_text("growth", f"```\n{report}\n```", trainer.global_step)
-            with suppress(MissingExtra):
-                logger.experiment.add_figure("growth", report.plot(), trainer.global_step)
+        if trainer.is_global_zero:
+            _show(logger, report, trainer.global_step)
+
+
+def _show(logger: Logger, report: TransferReport, step: int) -> None:
+    """Put the table and the picture where a logger has a place for them; without matplotlib there is no picture."""
+    with suppress(MissingExtra):
+        figure = report.plot()
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure("growth", figure, step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image("growth", [figure], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"growth_step{step}.png")
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text("growth", f"```\n{report}\n```", step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_text("growth/table", ["table"], [[str(report)]], step=step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_text(logger.run_id, str(report), f"growth_step{step}.txt")
 
 
 def describe_optimizers(
