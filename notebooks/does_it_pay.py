@@ -21,6 +21,8 @@
 # %%
 # %matplotlib inline
 import logging
+import os
+import tempfile
 import warnings
 
 warnings.filterwarnings("ignore")
@@ -35,6 +37,7 @@ from lightning_grow import GrowthSchedule
 from lightning_grow.pictures import plot_curves
 
 torch.set_num_threads(1)
+os.chdir(tempfile.mkdtemp())  # files land in a scratch folder
 
 # %% [markdown]
 # The task: the parity-like sum of waves in eight dimensions. Blocks are residual, so that a new one adds 0 at first.
