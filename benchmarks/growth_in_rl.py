@@ -133,13 +133,18 @@ def without_optimizer(path: Path) -> Path:
     return other
 
 
+def first_copied(old: dict[str, torch.Tensor], agent: PPO) -> dict[str, torch.Tensor]:
+    """An agent's state as it is made, but for old tensors in the first rows and columns."""
+    state = agent.state_dict()
+    for name, tensor in old.items():
+        state[name][tuple(map(slice, tensor.shape))] = tensor
+    return state
+
+
 def by_hand(path: Path, agent: PPO) -> Path:
     """A checkpoint of a large agent as it is made, but for the small one's weights in the first rows and columns."""
     checkpoint = torch.load(path, weights_only=True)
-    state = agent.state_dict()
-    for name, tensor in checkpoint["state_dict"].items():
-        state[name][tuple(map(slice, tensor.shape))] = tensor
-    checkpoint["state_dict"] = state
+    checkpoint["state_dict"] = state = first_copied(checkpoint["state_dict"], agent)
     checkpoint[KEY]["run"]["memory"] = [
         {name: torch.cat([part, part.new_zeros(len(state[name]) - len(part))]) for name, part in held.items()}
         for held in checkpoint[KEY]["run"]["memory"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning
 import torch
+from growth_in_rl import eyes
 from matplotlib.figure import Figure
 from rich.progress import track
 
@@ -48,11 +49,6 @@ class Task:
     epochs: int
     learning: dict[str, Any]
     unseen: bool = False
-
-
-def eyes(filters: int, features: int) -> dict[str, Any]:
-    """One convolution, as MinAtar's authors have it."""
-    return {"kind": "nature_cnn", "channels": [filters], "kernels": [3], "strides": [1], "features": features}
 
 
 TASKS = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 
 _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=[.'\[]|$)")  # of a layer in a list: a part of a dotted name
-_MOST = 4  # names of one reason
+_MOST = 4  # names that are said
 
 
 def pattern(name: str) -> str:
@@ -68,9 +68,14 @@ def by_reason(items: Iterable[str]) -> str:
     for item in items:
         name, _, reason = item.partition(": ")
         reasons.setdefault(reason, []).append(name)
-    return "; ".join(f"{_some(fold(names))}{': ' if reason else ''}{reason}" for reason, names in reasons.items())
+    return "; ".join(f"{some(fold(names))}{': ' if reason else ''}{reason}" for reason, names in reasons.items())
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are besides.
+
+    >>> some(["a", "b"]), some(["a", "b", "c", "d", "e", "f"])
+    ('a, b', 'a, b, c, d and 2 more')
+    """
     more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return ", ".join(names[:_MOST]) + more

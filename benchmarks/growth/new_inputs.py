@@ -8,6 +8,7 @@ copied into the first columns of the new layer; a bit better: by name, the new c
 name, and new inputs are read with 0.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -20,9 +21,7 @@ from paired import RESULTS
 from rich.progress import track
 
 sys.path.append(str(Path(__file__).parents[1]))
-import itertools
-
-from growth_in_rl import make_agent, mean_return, train
+from growth_in_rl import first_copied, make_agent, mean_return, train
 
 FEATURES = (10, 15, 16)
 WAYS = ("copied to the first columns", "by name, new columns as initialised", "lightning_grow: by name, read with 0")
@@ -40,10 +39,7 @@ def widened(way: str, path: Path, features: int, seed: int) -> Any:
     agent, fresh = (make_agent(run_of(features), "agent", seed + 100) for _ in range(2))
     old = torch.load(path, weights_only=True)["state_dict"]
     if way == WAYS[0]:
-        state = agent.state_dict()
-        for name, tensor in old.items():
-            state[name][tuple(map(slice, tensor.shape))] = tensor
-        agent.load_state_dict(state)
+        agent.load_state_dict(first_copied(old, agent))
         return agent
     agent.load_with_transfer(path, allow_input_growth=True)
     if way == WAYS[1]:
@@ -57,7 +53,7 @@ def widened(way: str, path: Path, features: int, seed: int) -> Any:
 
 def measure(seed: int, folder: Path) -> list[dict[str, Any]]:
     """Both growths of one agent."""
-    rows, agent, returns = [], make_agent(run_of(FEATURES[0]), "agent", seed), 0.0
+    rows, agent = [], make_agent(run_of(FEATURES[0]), "agent", seed)
     train(agent, BEFORE, folder, [], None).save_checkpoint(folder / "agent.ckpt")
     for before, after in itertools.pairwise(FEATURES):
         returns = mean_return(agent, run_of(before)["env"])

@@ -51,6 +51,8 @@ def mark_growth(trainer: Trainer, module: LightningModule, report: TransferRepor
 
 def _show(logger: Logger, report: TransferReport, step: int) -> None:
     """Put the table and the picture where a logger has a place for them; without matplotlib there is no picture."""
+    if not isinstance(logger, (TensorBoardLogger, WandbLogger, MLFlowLogger)):
+        return
     with suppress(MissingExtra):
         figure = report.plot()
         if isinstance(logger, TensorBoardLogger):

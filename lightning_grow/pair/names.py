@@ -6,9 +6,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
+from lightning_grow.folding import some
+
 Shapes = Mapping[str, tuple[int, ...]]
 Layer = dict[str, tuple[int, ...]]
-_SHOWN = 4
 
 
 def match_names(source: Shapes, target: Shapes, rename: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -144,5 +145,4 @@ def name_some(names: Sequence[str]) -> str:
     >>> name_some(["a", "b"]), name_some(["a", "b", "c", "d", "e", "f"])
     ("'a', 'b'", "'a', 'b', 'c', 'd' and 2 more")
     """
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    return some(list(map(repr, names)))
