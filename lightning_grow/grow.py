@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import empty_state, report_tensor, write_state
-from lightning_grow.apply.meta_target import initial_state, is_meta, with_memory
+from lightning_grow.apply.meta_target import initial_state, is_meta, take_buffers, with_known_buffers, with_memory
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
 from lightning_grow.options import GrowthOptions, Options, check_options
@@ -70,6 +70,10 @@ class _Request:
             raise BrokenInvariant(where, f"{type(error).__name__}: {error}") from error
 
 
+def _make_request(source: nn.Module, target: nn.Module, options: Options) -> _Request:
+    return _Request(with_known_buffers(source), with_known_buffers(target), options)
+
+
 def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> GrowthPlan:
     """Work out a growth and change nothing; print the plan to see it.
 
@@ -100,7 +104,7 @@ def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOp
 
 def make_growth_plan(source: nn.Module, target: nn.Module, options: Options) -> GrowthPlan:
     """As `plan_growth`, with options that are checked."""
-    return _Request(source, target, options).plan()
+    return _make_request(source, target, options).plan()
 
 
 def transfer(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> Transfer:
@@ -110,7 +114,7 @@ def transfer(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptio
 
 def make_transfer(source: nn.Module, target: nn.Module, options: Options) -> Transfer:
     """As `transfer`, with options that are checked."""
-    return _build(_Request(source, target, options))
+    return _build(_make_request(source, target, options))
 
 
 def grow(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> TransferReport:
@@ -143,12 +147,13 @@ def grow(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions])
 
 def grow_in_place(source: nn.Module, target: nn.Module, options: Options) -> TransferReport:
     """As `grow`, with options that are checked."""
-    request = _Request(source, target, options)
+    request = _make_request(source, target, options)
     keeps_values = type(options.strategy).fill is Strategy.fill and not options.starts_outputs
-    if keeps_values and not options.verify and not is_meta(target):
+    if keeps_values and not options.verify and request.target is target and not is_meta(target):
         return _write_in_place(request)
     done = _build(request)
     target.load_state_dict(done.state_dict, assign=is_meta(target))
+    take_buffers(target, request.target)
     set_attributes(target, done.plan.attributes)
     return done.report
 

@@ -343,3 +343,46 @@ def test_tensors_that_the_plan_was_not_made_for_are_refused_before_any_is_writte
     with pytest.raises(RefusedGrowth, match=r"grows '4\.weight' from .* but got .*\(3, 7\).*Nothing was written"):
         write_state(plan, states["source"], states["target"], states["target"], 0)
     assert all(torch.equal(before[name], item) for name, item in states["target"].items())
+
+
+class Rotary(nn.Module):
+    """Turns features by angles that only this module knows: no state dict carries them."""
+
+    def __init__(self, width, base=100.0):
+        super().__init__()
+        self.width, self.base = width, base
+        self.register_buffer("angles", torch.empty(width // 2), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        self.angles = self.base ** -(torch.arange(0, self.width, 2, dtype=torch.float64) / self.width)
+
+    def forward(self, x):
+        turns = torch.cat([self.angles, self.angles])
+        return x * turns.cos() + x.roll(self.width // 2, -1) * turns.sin()
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_buffers_of_no_file_on_the_meta_device_are_what_reset_parameters_makes_them(verify):
+    source = nn.Sequential(nn.Linear(6, 8), Rotary(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+
+    def make():
+        return nn.Sequential(nn.Linear(6, 8), Rotary(8), nn.ReLU(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    with torch.device("meta"):
+        target = make().double()
+    inputs = features()
+    assert plan_growth(source, target, example_inputs=inputs).refused == ()
+    assert target[1].angles.is_meta  # a plan changes nothing
+    grow(source, target, example_inputs=inputs, verify=verify)
+    assert torch.equal(target[1].angles, source[1].angles)
+    torch.testing.assert_close(target(*inputs), source(*inputs), rtol=1e-13, atol=1e-13)  # float64 sums of 12
+
+
+def test_buffers_of_no_file_whose_values_differ_are_refused_on_the_meta_device_too():
+    source = nn.Sequential(nn.Linear(6, 8), Rotary(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    with torch.device("meta"):
+        target = nn.Sequential(nn.Linear(6, 8), Rotary(8, base=50.0), nn.ReLU(), nn.Linear(8, 3)).double()
+    with pytest.raises(RefusedGrowth, match="has other values at the source's positions"):
+        grow(source, target, example_inputs=features())
+    assert target[1].angles.is_meta

@@ -1,9 +1,9 @@
-"""A target on the meta device: memory, and initial values where the plan asks for some."""
+"""A target on the meta device: memory, initial values where the plan asks for some, buffers that no file holds."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +34,52 @@ def _initialised(target: nn.Module, plan: GrowthPlan, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for name, part in real.named_modules():
             own = {strip_compiled(f"{name}.{key}".strip(".")) for key in part.state_dict() if "." not in key}
-            reset = next((getattr(part, name) for name in RESETS if hasattr(part, name)), None)
+            reset = _find_reset(part)
             if reset is not None:
-                reset()
+                getattr(part, reset)()
             elif unknown := sorted(own & wanted):
                 raise RefusedGrowth(
                     f"'{unknown[0]}' has new entries, and '{name}' ({type(part).__name__}) is on the meta device and "
                     "has no reset_parameters that says what they start at; build the target on a real device."
                 )
     return real
+
+
+def with_known_buffers(module: nn.Module) -> nn.Module:
+    """The module, or a copy with values in those buffers on meta that no file holds and `reset_parameters` computes.
+
+    That is how torch fills a module that was built on meta: to_empty, then reset_parameters.
+    """
+    known = dict(_known_buffers(module))
+    return _with_buffers(copy.deepcopy(module), known) if known else module
+
+
+def take_buffers(module: nn.Module, other: nn.Module) -> None:
+    """Give a module on meta the buffers that no file holds, from a copy of it where they are known."""
+    lacking = {name for name, buffer in module.named_buffers() if buffer.is_meta} - module.state_dict().keys()
+    _with_buffers(module, {name: buffer for name, buffer in other.named_buffers() if name in lacking})
+
+
+def _known_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for path, part in module.named_modules():
+        saved, reset = part.state_dict().keys(), _find_reset(part)
+        lacking = [key for key, item in part.named_buffers(recurse=False) if item.is_meta and key not in saved]
+        if lacking and reset is not None:
+            real = _on_real_device(part, torch.device("cpu"))
+            with torch.random.fork_rng(devices=[]):
+                getattr(real, reset)()
+            yield from ((f"{path}.{key}".strip("."), real.get_buffer(key)) for key in lacking)
+
+
+def _with_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> nn.Module:
+    for name, buffer in buffers.items():
+        owner, _, key = name.rpartition(".")
+        setattr(module.get_submodule(owner), key, buffer)
+    return module
+
+
+def _find_reset(part: nn.Module) -> str | None:
+    return next((name for name in RESETS if hasattr(part, name)), None)
 
 
 def with_memory(target: nn.Module, grown: Mapping[str, Tensor]) -> nn.Module:

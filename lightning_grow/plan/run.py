@@ -293,7 +293,16 @@ class Run:
             return kept()
         if value.constant is not None and not value.constant.any():
             return CONSTANT_ZERO
-        return Cell(Kind.NEW, origin="new entries of an input or a constant")
+        return Cell(Kind.NEW, origin=self._origin(value))
+
+    def _origin(self, value: Value) -> str:
+        """Where entries come from that no parameter makes, for messages."""
+        if value.input_index is not None:
+            return f"new entries of input {value.input_index}"
+        if value.name is not None:
+            return f"new entries of the buffer '{value.name}'"
+        made = next((node for node in self.match.target.nodes if value in node.outputs), None)
+        return "new entries of a constant" + (f" that {made.place} makes" if made is not None else "")
 
     def _parameter_cell(self, value: Value, name: str, index: tuple[int, ...], slots: list[Slot]) -> Cell:
         entry, wanted, known = (name, index), is_wanted(slots), name in self.match.names

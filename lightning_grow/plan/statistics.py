@@ -97,9 +97,12 @@ def _admit(run: Run, node: Node, kind: str, added: list[Member], only: Axis | No
             raise Decision(zeros=cell.zeroed_by)
         old = run.match.old_size(growing[0])
         copies = f"Use a multiple of {old}, so that they can be copies, or keep" if growing[0].size % old else "Keep"
+        taken = (
+            f"a {kind}" if node.whole is None or kind not in _CENTRED else "its statistics"
+        )  # a norm's are one cause
         raise NotKept(
-            f"{node.place} takes a {kind} over {run.describe(growing)}: {origins([cell])} would change "
-            f"it. {copies} this size.",
+            f"{node.place} takes {taken} over {run.describe(growing)}: {origins([cell])} would change it. "
+            f"{copies} this size.",
             growing,
         )
 

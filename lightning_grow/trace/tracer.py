@@ -123,8 +123,9 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
     if unknown := _unknown_buffers(module, tape):
         raise RefusedGrowth(
             f"the buffers {', '.join(map(repr, unknown[:3]))} are on the meta device and no part of the state dict: "
-            f"only the constructor of {type(module).__name__} knows what they hold. Build the module on a real device, "
-            "or only its buffers there and its parameters on meta (as accelerate's init_empty_weights does)."
+            f"only the constructor of {type(module).__name__} knows what they hold. Give the modules that own them a "
+            "reset_parameters() that computes them, or build the module on a real device, or its buffers there and "
+            "its parameters on meta (as accelerate's init_empty_weights does)."
         )
     if not tape.outputs:
         raise RefusedGrowth(

@@ -100,6 +100,12 @@ def middle(function, width=12):
     return Pair(Middle, (8, function), (width, function))
 
 
+def sines(width):
+    """Other values at every width: the first half are sines, the second cosines."""
+    angles = torch.arange(width // 2, dtype=torch.float64) / width
+    return torch.cat([angles.sin(), angles.cos()])
+
+
 def kind(activation):
     return stack(8, activation=activation)
 
@@ -158,6 +164,11 @@ CASES = {
         Pair(Heads, (4, 16), (8, 8), sequence),
         r"'qkv.weight' axis 0 \(and 2 more places\): source has 16 units, target has 8",
     ),
+    "sines added in front of a norm": (
+        middle(lambda x: torch.nn.functional.layer_norm(x + sines(x.shape[-1]), x.shape[-1:]), 16),
+        r"in the model's forward takes its statistics over .*new entries of a constant that aten.cat.default in the "
+        r"model's forward makes would change it",
+    ),
     "rotary head size": (
         Pair(Rotary, (8, 2, 2, 4), (8, 2, 2, 6), sequence),
         r"has other values at the source's positions .*Take a multiple of the source's size",
@@ -167,7 +178,7 @@ CASES = {
     "idle parameter": (Pair(Idle, (4,), (6,)), r"'idle' grows but no traced operator uses it.*forward="),
     "post-norm at 1.5": (
         Pair(Encoder, (8, 2, 12, 2, False), (12, 3, 12, 2, False), sequence),
-        r"takes a var over .* \(8 -> 12\).*Use a multiple of 8",
+        r"takes its statistics over .* \(8 -> 12\).*Use a multiple of 8",
     ),
     "post-norm depth": (
         Pair(Encoder, (8, 2, 12, 1, False), (8, 2, 12, 2, False), sequence),

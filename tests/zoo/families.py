@@ -380,7 +380,7 @@ FAMILIES = {
     "groups across a concatenation": Block(Joined, (8,), (16,), image),
     "groups across a concatenation, x3": Block(Joined, (8,), (24,), image),
     "groups across a concatenation, x1.5": Block(
-        Joined, (8,), (12,), image, refused="takes a var over .* Use a multiple of 2"
+        Joined, (8,), (12,), image, refused="takes its statistics over .* Use a multiple of 2"
     ),
     "set attention, heads": Block(SetAttention, (3, 2), (3, 4)),
     "set attention, width of heads": Block(SetAttention, (3, 2), (5, 2)),

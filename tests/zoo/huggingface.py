@@ -251,7 +251,7 @@ MODELS = {
 }
 
 ROTARY = r"has other values at the source's positions .*Take a multiple of the source's size"
-MULTIPLE = r"(takes a var over|cannot be read in shares).*(?i:use a multiple of)"
+MULTIPLE = r"(takes (a var|its statistics) over|cannot be read in shares).*(?i:use a multiple of)"
 GROWTHS = [
     ("GPT-2", "width x2", Growth({"n_embd": 32})),
     ("GPT-2", "width x1.5, heads", Growth({"n_embd": 24, "n_head": 6})),
