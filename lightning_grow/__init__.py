@@ -10,6 +10,7 @@ from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Block, Strategy, list_strategies, register_strategy
 from lightning_grow.trace.table import axis_rule
+from lightning_grow.training_state.grow_optimizer import grow_optimizer
 from lightning_grow.verify.liveness import measure_liveness
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "axis_rule",
     "convert_checkpoint",
     "grow",
+    "grow_optimizer",
     "list_strategies",
     "measure_liveness",
     "plan_growth",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_grow.pair.copies import substitute, substitutions
 from lightning_grow.pair.examples import find_examples
 from lightning_grow.plan.draft import make_plan
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
+from lightning_grow.plan.modules import Modules
 from lightning_grow.report import TransferReport
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import strip_compiled
@@ -52,6 +53,7 @@ class _Request:
     source: nn.Module
     target: nn.Module
     options: Options
+    modules: Modules
 
     @cached_property
     def inputs(self) -> tuple[Any, Any]:
@@ -62,7 +64,7 @@ class _Request:
         """Work out the growth."""
         inputs = self.inputs
         try:
-            return make_plan(self.source, self.target, *inputs, self.options)
+            return replace(make_plan(self.source, self.target, *inputs, self.options), modules=self.modules)
         except GrowError:
             raise
         except Exception as error:  # no foreign code runs here but rules and strategies
@@ -71,7 +73,7 @@ class _Request:
 
 
 def _make_request(source: nn.Module, target: nn.Module, options: Options) -> _Request:
-    return _Request(with_known_buffers(source), with_known_buffers(target), options)
+    return _Request(with_known_buffers(source), with_known_buffers(target), options, Modules(source, target))
 
 
 def plan_growth(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> GrowthPlan:

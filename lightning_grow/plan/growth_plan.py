@@ -14,6 +14,7 @@ from lightning_grow.folding import fold, folded, pattern
 from lightning_grow.pair.names import new_modules
 from lightning_grow.pictures import plot_groups, plot_tensors
 from lightning_grow.plan.explain import explain
+from lightning_grow.plan.modules import Modules
 from lightning_grow.plan.tensor_plan import TensorPlan
 from lightning_grow.plan.unit_group import UnitGroup
 from lightning_grow.report import as_text, named
@@ -41,6 +42,7 @@ class GrowthPlan:
         output_positions: For every dimension of every output tensor, the positions that the source has too.
         left_out: Outputs that are not compared: what a forward takes back in its next call, of another size now.
         ways: Where it is refused: the operators from each tensor to the first one in the way.
+        modules: Whose growth it is, while they live.
     """
 
     strategy: Strategy
@@ -56,6 +58,7 @@ class GrowthPlan:
     output_positions: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
     left_out: frozenset[str] = frozenset()
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    modules: Modules = field(default_factory=Modules, repr=False)
 
     @property
     def is_trivial(self) -> bool:
