@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
+from lightning_grow.formats.pretrained import grow_pretrained
 from lightning_grow.grow import grow, plan_growth
 from lightning_grow.options import GrowthOptions
 from lightning_grow.plan.growth_plan import GrowthPlan
@@ -37,6 +38,7 @@ __all__ = [
     "convert_checkpoint",
     "grow",
     "grow_optimizer",
+    "grow_pretrained",
     "list_strategies",
     "measure_liveness",
     "plan_growth",

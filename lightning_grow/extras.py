@@ -11,7 +11,7 @@ def extra(name: str) -> Iterator[None]:
     """Import in here what an extra of this package brings.
 
     Args:
-        name: Of the extra: "rl", "plot" or "all".
+        name: Of the extra: "rl", "plot", "huggingface" or "all".
 
     Raises:
         MissingExtra: It is not installed; says how to.

@@ -105,8 +105,8 @@ def _kind(names: set[str], path: str | Path) -> str:
         )
     if any(name == "config.json" or name.endswith(".safetensors") for name in names):
         return (
-            " of Hugging Face. Load the model with from_pretrained, and grow it in memory: "
-            "lightning_grow.grow(small, big)."
+            f" of Hugging Face. Grow it into another one: lightning_grow.grow_pretrained({str(path)!r}, out, "
+            "num_hidden_layers=...)."
         )
     return (
         ": a sharded checkpoint. Consolidate it into one file "
