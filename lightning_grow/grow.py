@@ -211,6 +211,18 @@ def compared_forward(plan: GrowthPlan, options: Options) -> Forward | None:
     return without(options.forward, plan.left_out)
 
 
+def compare_models(source: nn.Module, target: nn.Module, options: Options) -> tuple[float, float]:
+    """The error of a grown model's outputs against its source's, and the limit for it; neither is changed.
+
+    Raises:
+        RefusedGrowth: The target is no growth of the source.
+    """
+    request = _make_request(source, target, options)
+    plan = request.plan()
+    refuse(plan)
+    return _measure(request, plan, target.state_dict(keep_vars=True))  # tied names: one tensor
+
+
 def _measure(request: _Request, plan: GrowthPlan, grown: dict[str, Tensor]) -> tuple[float, float]:
     """The output error and the limit for it."""
     with with_attributes(request.target, plan.attributes):

@@ -78,7 +78,7 @@ def build_module(
     """
     if source is not None:
         return source(dict(hparams))
-    return type(like)(**_init_arguments(type(like), in_kind(hparams, getattr(like, "hparams", None)), hparams_name))
+    return type(like)(**init_arguments(type(like), in_kind(hparams, getattr(like, "hparams", None)), hparams_name))
 
 
 def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any], lent: Mapping[str, Tensor]) -> nn.Module:
@@ -209,7 +209,7 @@ def _materialize(leaf: Any) -> Any:
     return torch.randn(leaf.shape, dtype=leaf.dtype, generator=torch.Generator().manual_seed(0))
 
 
-def _init_arguments(cls: type, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
+def init_arguments(cls: Any, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
     """Those hyperparameters that `__init__` takes; all in one argument where they were saved under its name."""
     kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
     open_end = inspect.Parameter.VAR_KEYWORD

@@ -1,7 +1,6 @@
 """A Hugging Face folder grown into another one: config, weights, and what else lies there."""
 
 import difflib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_grow.errors import CheckpointError, RefusedGrowth, WrongSetting
 from lightning_grow.extras import extra
+from lightning_grow.formats.weights import read_json
 from lightning_grow.grow import grow_in_place
 from lightning_grow.options import GrowthOptions, check_options
 from lightning_grow.report import TransferReport
@@ -93,7 +93,7 @@ def read_pretrained(folder: Path) -> Any:
     Raises:
         CheckpointError: It cannot be loaded by transformers itself, or its weights are not all of the model's.
     """
-    content = read_config(folder)
+    content = read_json(folder / "config.json")
     names = content.get("architectures") or []
     with extra("huggingface"):
         import transformers
@@ -117,24 +117,6 @@ def read_pretrained(folder: Path) -> Any:
                 f"{folder}: {len(lacking)} weights are {kind} for a {type(model).__name__}, e.g. {lacking[0]!r}. {way}."
             )
     return model.eval()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json.
-
-    Raises:
-        CheckpointError: There is none, or it is no JSON object.
-    """
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is no Hugging Face folder: its config.json cannot be read ({error}). Pass the folder that "
-            "save_pretrained wrote."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{folder}/config.json holds a {type(content).__name__}, and should hold an object.")
-    return content
 
 
 def make_target(source: Any, changes: Mapping[str, Any], seed: int) -> Any:
@@ -257,15 +239,17 @@ def run(model: nn.Module, *args: Any, **inputs: Any) -> dict[str, Any]:
 
 @contextmanager
 def without_cache(*models: Any) -> Iterator[None]:
-    """Compare outputs without the caches that a forward returns beside them."""
-    kept = [getattr(model.config, "use_cache", None) for model in models]
+    """Compare outputs without the caches that a transformer's forward returns beside them."""
+    every: list[Any] = [getattr(model, "config", None) for model in models]
+    configs = [config for config in every if hasattr(config, "use_cache")]
+    kept = [config.use_cache for config in configs]
     try:
-        for model in models:
-            model.config.use_cache = False
+        for config in configs:
+            config.use_cache = False
         yield
     finally:
-        for model, value in zip(models, kept, strict=True):
-            model.config.use_cache = value
+        for config, value in zip(configs, kept, strict=True):
+            config.use_cache = value
 
 
 def write_pretrained(model: Any, source: Path, out: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from torch import Tensor
@@ -105,6 +105,19 @@ class GrowthPlan:
         if name not in self.ways and not self.refused:
             named(name, self.tensors)
         return "\n".join(explain(name, self.tensors.get(name), self.groups, self.ways.get(name), self.refused))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was decided as plain lists, dicts, numbers and strings: groups, shapes, refusals, notes."""
+        groups = [
+            {"name": group.name, "source": group.old, "target": group.new, "new_units": group.mode}
+            | {"members": [f"{name}[{dim}]" for name, dim in group.members]}
+            for group in self.groups
+        ]
+        tensors = {
+            name: {"source": item.source_name, "shape": list(item.target_shape)} for name, item in self.tensors.items()
+        }
+        said = {name: list(getattr(self, name)) for name in ("refused", "lost", "notes")}
+        return {"strategy": self.strategy.name, "groups": groups, "tensors": tensors, **said}
 
     def plot(self) -> Figure:
         """Draw the unit groups: units of the source, new ones, and in how many tensors they widen together."""

@@ -151,7 +151,7 @@ def spoil(folder, how):
     ("how", "message"),
     [
         ("unknown class", "NoSuchModel, which transformers .* does not have.*grow it in memory"),
-        ("no config", "no Hugging Face folder"),
+        ("no config", "config.json cannot be read.*save_pretrained"),
         ("a list", "holds a list, and should hold an object"),
         ("another class", "weights are missing for a GPT2ForTokenClassification, e.g. 'classifier"),
         ("pickled", "cannot be loaded"),
