@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
-from lightning_grow.apply.apply import grow_state, move_state
+from lightning_grow.apply.apply import Allocate, grow_state, in_memory, move_state
 from lightning_grow.comparison import (
     describing,
     find_differing,
@@ -22,7 +22,7 @@ from lightning_grow.comparison import (
     shapes_differ,
 )
 from lightning_grow.errors import RefusedGrowth
-from lightning_grow.files.checkpoint import KEY, check_finite, read_checkpoint
+from lightning_grow.files.checkpoint import KEY, check_finite, is_mappable, load_mapped, read_checkpoint
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.rebuild import Source, rebuild_source
 from lightning_grow.files.record import (
@@ -31,6 +31,7 @@ from lightning_grow.files.record import (
     record_architecture,
     restore_attributes,
 )
+from lightning_grow.files.spool import Spool, spooling
 from lightning_grow.files.writing import is_same_file, write_checkpoint
 from lightning_grow.folding import by_reason
 from lightning_grow.grow import Transfer, make_transfer
@@ -119,18 +120,34 @@ def convert_checkpoint(
         raise RefusedGrowth(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )
-    checkpoint = read_checkpoint(path, weights_only=weights_only, hparams=find_hparams(target))
+    with spooling(out) as spool:
+        return _convert(path, target, out, source, optimizer, weights_only, checked, spool)
+
+
+def _convert(
+    path: str | Path,
+    target: nn.Module,
+    out: str | Path,
+    source: Source | None,
+    optimizer: Literal["reset", "transfer"],
+    weights_only: bool,
+    options: Options,
+    spool: Spool,
+) -> TransferReport:
+    load = load_mapped if is_mappable(path) else None
+    checkpoint = read_checkpoint(path, weights_only=weights_only, load=load, hparams=find_hparams(target))
     _gather_optimizers(checkpoint)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     check_has_states(checkpoint, **choices)
-    growth = _grow(checkpoint, target, checked, path, source)
+    growth = _grow(checkpoint, target, options, path, source, spool.like)
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
-    carried = carry_optimizers(checkpoint, target, optimizers, None, growth.transfer.plan, **choices)
+    plan = growth.transfer.plan
+    carried = carry_optimizers(checkpoint, target, optimizers, None, plan, keep=spool.keep, **choices)
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
     checkpoint.setdefault("pytorch-lightning_version", version("lightning"))  # a Trainer resumes no file without it
     checkpoint.pop("hparams_type", None)
-    record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, checked))
+    record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, options))
     write_checkpoint(checkpoint, out)
     report = growth.transfer.report
     fresh = [f"Moments that start fresh: {by_reason(carried.fresh)}."] if carried.fresh else []
@@ -171,7 +188,12 @@ def grow_checkpoint(
 
 
 def _grow(
-    checkpoint: dict[str, Any], target: nn.Module, options: Options, path: str | Path, source: Source | None
+    checkpoint: dict[str, Any],
+    target: nn.Module,
+    options: Options,
+    path: str | Path,
+    source: Source | None,
+    allocate: Allocate = in_memory,
 ) -> Growth:
     """Grow a checkpoint in memory, whether or not anything differs."""
     own = target.state_dict()
@@ -182,12 +204,12 @@ def _grow(
     restore_attributes(module, checkpoint)
     check_finite(state, (name for name, _ in module.named_parameters()), path)
     with untouched_rng(), describing(checkpoint, target):
-        result = make_transfer(module, target, options)
+        result = make_transfer(module, target, options, allocate)
     _warn_of_unknown_names(checkpoint, module, target)
-    copies, places = WeightCopies(result, module, target, state, options.seed).grow_all(checkpoint)
+    copies, places = WeightCopies(result, module, target, state, options.seed, allocate).grow_all(checkpoint)
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     if (wide := in_float_type_of(state, own)) is not own:  # what a narrower module would round, its average keeps
-        checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.seed), **extra}
+        checkpoint["state_dict"] = {**grow_state(result.plan, state, wide, options.seed, allocate), **extra}
         share_new_outputs(result, checkpoint["state_dict"])
     else:
         checkpoint["state_dict"] = {**result.state_dict, **extra}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_grow.apply.apply import empty_state, report_tensor, write_state
+from lightning_grow.apply.apply import Allocate, empty_state, in_memory, report_tensor, write_state
 from lightning_grow.apply.meta_target import initial_state, is_meta, take_buffers, with_known_buffers, with_memory
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
@@ -114,9 +114,9 @@ def transfer(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptio
     return make_transfer(source, target, check_options(options, "transfer"))
 
 
-def make_transfer(source: nn.Module, target: nn.Module, options: Options) -> Transfer:
-    """As `transfer`, with options that are checked."""
-    return _build(_make_request(source, target, options))
+def make_transfer(source: nn.Module, target: nn.Module, options: Options, allocate: Allocate = in_memory) -> Transfer:
+    """As `transfer`, with options that are checked, and new tensors that `allocate` makes."""
+    return _build(_make_request(source, target, options), allocate)
 
 
 def grow(source: nn.Module, target: nn.Module, **options: Unpack[GrowthOptions]) -> TransferReport:
@@ -160,12 +160,12 @@ def grow_in_place(source: nn.Module, target: nn.Module, options: Options) -> Tra
     return done.report
 
 
-def _build(request: _Request) -> Transfer:
+def _build(request: _Request, allocate: Allocate = in_memory) -> Transfer:
     plan = request.plan()
     refuse(plan)
     source, target, seed = request.source, request.target, request.options.seed
-    initial = initial_state(target, plan, seed)
-    grown = initial if is_meta(target) else empty_state(initial)  # what was made for a meta target is ours to fill
+    initial = initial_state(target, plan, seed, allocate)
+    grown = initial if is_meta(target) else empty_state(initial, allocate)  # what was made for meta is ours to fill
     write_state(plan, source.state_dict(), initial, grown, seed)
     notes = _start_new_outputs(request, plan, grown)
     if not request.options.verify:

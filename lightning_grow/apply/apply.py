@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -23,8 +23,21 @@ from lightning_grow.waiting import each
 MOST_RUNS = 1024  # consecutive pieces of a block up to which copying them beats gathering
 
 
+Allocate = Callable[[Tensor], Tensor]
+"""Makes an empty tensor like another one: in memory, or in a file."""
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """An empty tensor like another one, on its device; on the CPU where that is meta."""
+    return torch.empty_like(tensor, device="cpu" if tensor.is_meta else tensor.device)
+
+
 def grow_state(
-    plan: GrowthPlan, source_state: Mapping[str, Tensor], target_state: Mapping[str, Tensor], seed: int = 0
+    plan: GrowthPlan,
+    source_state: Mapping[str, Tensor],
+    target_state: Mapping[str, Tensor],
+    seed: int = 0,
+    allocate: Allocate = in_memory,
 ) -> dict[str, Tensor]:
     """Build the grown state.
 
@@ -33,11 +46,12 @@ def grow_state(
         source_state: The source's state dict, or any other copy of its weights (an average).
         target_state: The target's state dict, for its names, types, and the initial values of new entries.
         seed: Seed of random entries; the same seed gives the same fill.
+        allocate: Makes the new tensors.
 
     Returns:
         A new state dict with `target_state`'s names; no argument is changed.
     """
-    grown = empty_state(target_state)
+    grown = empty_state(target_state, allocate)
     write_state(plan, source_state, target_state, grown, seed)
     return grown
 
@@ -89,7 +103,7 @@ def _original(tensors: Mapping[str, TensorPlan], name: str) -> str | None:
     return None if item is None else item.like
 
 
-def empty_state(target_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def empty_state(target_state: Mapping[str, Tensor], allocate: Allocate = in_memory) -> dict[str, Tensor]:
     """New tensors like the target's, tied where the target's are; anything else in the state is shared."""
     made: dict[tuple[int, torch.Size], Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -99,7 +113,7 @@ def empty_state(target_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         key = (tensor.data_ptr() if not tensor.is_meta and tensor.numel() else id(tensor), tensor.shape)
         if key not in made:
-            made[key] = torch.empty_like(tensor.detach())
+            made[key] = allocate(tensor.detach())
         state[name] = made[key]
     return state
 
@@ -273,7 +287,7 @@ def move_state(plan: GrowthPlan, name: str, tensor: Tensor, power: float) -> Ten
     for index, cell in item.blocks():
         if cell.kind is Kind.KEPT:
             _write_kept(bare, tensor, index, cell.factor**-power, moved, item.at(index))
-    return moved.masked_fill_(item.new_entries().to(moved.device), 0)
+    return moved if item.is_one_to_one else moved.masked_fill_(item.new_entries().to(moved.device), 0)
 
 
 def move_copy(plan: GrowthPlan, name: str, tensor: Tensor, grown: Tensor) -> Tensor | None:

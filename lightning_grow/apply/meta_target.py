@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lightning_grow.apply.apply import Allocate, in_memory
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.plan.cells import Kind
 from lightning_grow.plan.growth_plan import GrowthPlan
-from lightning_grow.private import RESETS
+from lightning_grow.private import RESETS, tables
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.tracer import named_tensors
 
 
-def initial_state(target: nn.Module, plan: GrowthPlan, seed: int) -> dict[str, Tensor]:
+def initial_state(target: nn.Module, plan: GrowthPlan, seed: int, allocate: Allocate = in_memory) -> dict[str, Tensor]:
     """The target's own initial values; a meta target is initialised on the CPU by its modules' reset_parameters."""
-    return dict((_initialised(target, plan, seed) if is_meta(target) else target).state_dict())
+    return dict((_initialised(target, plan, seed, allocate) if is_meta(target) else target).state_dict())
 
 
 def is_meta(module: nn.Module) -> bool:
@@ -26,9 +27,9 @@ def is_meta(module: nn.Module) -> bool:
     return any(item.is_meta for item in module.state_dict().values() if isinstance(item, Tensor))
 
 
-def _initialised(target: nn.Module, plan: GrowthPlan, seed: int) -> nn.Module:
+def _initialised(target: nn.Module, plan: GrowthPlan, seed: int, allocate: Allocate) -> nn.Module:
     """A real copy of a meta target, with initial values wherever the plan asks for some."""
-    real = _on_real_device(target, torch.device("cpu"))
+    real = _filled(target, lambda _, tensor: allocate(tensor))
     wanted = {name for name, item in plan.tensors.items() if any(cell.kind is Kind.NEW for _, cell in item.blocks())}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,7 +66,7 @@ def _known_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         saved, reset = part.state_dict().keys(), _find_reset(part)
         lacking = [key for key, item in part.named_buffers(recurse=False) if item.is_meta and key not in saved]
         if lacking and reset is not None:
-            real = _on_real_device(part, torch.device("cpu"))
+            real = _filled(part, lambda _, tensor: in_memory(tensor))
             with torch.random.fork_rng(devices=[]):
                 getattr(real, reset)()
             yield from ((f"{path}.{key}".strip("."), real.get_buffer(key)) for key in lacking)
@@ -86,17 +87,20 @@ def with_memory(target: nn.Module, grown: Mapping[str, Tensor]) -> nn.Module:
     """The target, or where it is on the meta device a real one with the grown values."""
     if not any(item.is_meta for item in named_tensors(target).values()):
         return target
-    real = _on_real_device(target, next(iter(grown.values())).device)
-    real.load_state_dict(grown)
-    return real
+    return _filled(target, lambda name, tensor: grown[name] if name in grown else in_memory(tensor))
 
 
-def _on_real_device(target: nn.Module, device: torch.device) -> nn.Module:
-    """A copy with memory for what is on meta; what is not keeps its values."""
-    real = copy.deepcopy(target).to_empty(device=device)
-    made = named_tensors(real)
-    with torch.no_grad():
-        for name, tensor in named_tensors(target).items():
-            if not tensor.is_meta:
-                made[name].copy_(tensor)
+def _filled(target: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy with memory for what is on meta, tied where that is; what is not keeps its values."""
+    real, made = copy.deepcopy(target), dict[int, Tensor]()
+    for path, part in real.named_modules():
+        for table in tables(part)[:2]:
+            for key, tensor in table.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    item = make(f"{path}.{key}".strip("."), tensor)
+                    trained = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(item, tensor.requires_grad) if trained else item
+                table[key] = made[id(tensor)]  # type: ignore[assignment]
     return real

@@ -1,6 +1,7 @@
 """What a checkpoint file is, before it is opened: whole, with every checksum right, and of the kind that is read."""
 
 import contextlib
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -113,6 +114,17 @@ def _kind(names: set[str], path: str | Path) -> str:
         f"(python -m lightning.fabric.utilities.consolidate_checkpoint {path}), "
         "then grow that file with lightning_grow.convert_checkpoint."
     )
+
+
+def find_records(path: str | Path) -> dict[int, int]:
+    """Where in an archive its records begin, and how long they are, in bytes."""
+    found = {}
+    with open(path, "rb") as file:
+        for record in zipfile.ZipFile(file).infolist():
+            file.seek(record.header_offset + 26)  # of a header, after which a name and an extra field follow
+            name, more = struct.unpack("<HH", file.read(4))
+            found[record.header_offset + 30 + name + more] = record.file_size
+    return found
 
 
 def _find_damaged(archive: zipfile.ZipFile, what: str) -> str:

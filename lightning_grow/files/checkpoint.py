@@ -1,19 +1,22 @@
 """The one safe door for checkpoint files: nothing that they hold runs, and every fault is named."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from lightning_grow.errors import CheckpointError
-from lightning_grow.files.archive import at_hand, check_file, open_file
+from lightning_grow.files.archive import AGAIN, at_hand, check_file, find_records, open_file
 from lightning_grow.files.foreign import describe, describe_file
 from lightning_grow.files.hparams import find_types, take_member
 from lightning_grow.files.sections import check_sections
+from lightning_grow.private import tree_leaves
 
 KEY = "lightning_grow"
 """The library's own key in a checkpoint; everything under it is of plain types."""
@@ -66,7 +69,7 @@ def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None 
         check_file(place, others=load is not None)
         try:
             return (load or _load)(str(place), weights_only)
-        except MemoryError:
+        except (MemoryError, CheckpointError):
             raise
         except Exception as error:
             raise CheckpointError(explain(place, error)) from error
@@ -84,7 +87,7 @@ def check_finite(state: Mapping[str, Any], names: Iterable[str], path: str | Pat
         CheckpointError: A parameter holds NaN or infinity.
     """
     tensors = {name: state[name] for name in names if isinstance(state.get(name), Tensor)}
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         raise CheckpointError(
             f"{path}: NaN or infinite weights in {', '.join(broken)}. The run had diverged when this was saved: "
@@ -92,9 +95,48 @@ def check_finite(state: Mapping[str, Any], names: Iterable[str], path: str | Pat
         )
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; the sum tells at once, unless it is too large itself."""
+    return bool(torch.isfinite(tensor.sum()).all()) or bool(torch.isfinite(tensor).all())
+
+
 def _load(path: str, weights_only: bool) -> Any:
     with open_file(path) as file:
         return torch.load(file, map_location="cpu", weights_only=weights_only)
+
+
+def is_mappable(path: str | Path) -> bool:
+    """Whether a file lies on this machine, and is an archive: its tensors can stay there until they are read."""
+    filesystem, name = url_to_fs(str(path))
+    if not isinstance(filesystem, LocalFileSystem) or not Path(name).is_file():
+        return False
+    with open(name, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def load_mapped(path: str, weights_only: bool) -> Any:
+    """Load an archive whose tensors are read where they are used, from the file itself.
+
+    Raises:
+        CheckpointError: A tensor is longer or shorter than its record: torch would take the bytes beside it.
+    """
+    name = url_to_fs(path)[1]
+    content = torch.load(name, map_location="cpu", weights_only=weights_only, mmap=True)
+    tensors = [leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
+    storages = [item.untyped_storage() for item in tensors if not item.is_meta]
+    if not _are_records([(item.data_ptr(), item.nbytes()) for item in storages if item.nbytes()], find_records(name)):
+        raise CheckpointError(f"{path} is damaged: a tensor has not the size of its record. {AGAIN}")
+    return content
+
+
+def _are_records(mapped: Sequence[tuple[int, int]], records: Mapping[int, int]) -> bool:
+    """Whether pieces of memory, each as (address, bytes), are whole records of a mapped file, each as offset -> bytes.
+
+    >>> _are_records([(1064, 8), (1128, 4)], {64: 8, 128: 4}), _are_records([(1064, 16), (1128, 4)], {64: 8, 128: 4})
+    (True, False)
+    """
+    starts = [mapped[0][0] - offset for offset in records] if mapped else [0]
+    return any(all(records.get(address - start) == size for address, size in mapped) for start in starts)
 
 
 def explain(path: str | Path, error: Exception) -> str:

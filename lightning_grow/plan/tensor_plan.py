@@ -90,6 +90,13 @@ class TensorPlan:
         kept = {cell.factor for cell in self.cells.flat if cell.kind is Kind.KEPT}
         return tuple(sorted(kept - {1.0})) if self.source_name is not None else ()
 
+    @property
+    def continues(self) -> tuple[Tensor, ...]:
+        """For every dimension, bool, which positions go on where one of the source's was; none in a new tensor."""
+        if self.source_name is None:
+            return tuple(torch.zeros(size, dtype=torch.bool) for size in self.target_shape)
+        return tuple(item.continues for item in self.maps)
+
     def new_entries(self) -> Tensor:
         """See `GrowthPlan.new_entries`."""
         mask = torch.full(self.target_shape, self.source_name is None)

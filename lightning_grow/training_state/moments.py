@@ -1,12 +1,13 @@
 """One parameter's optimizer state (Adam's moments, say), moved to where a growth has put the parameter's entries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_grow.apply.apply import move_copy, move_state
+from lightning_grow.files.checkpoint import is_finite
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.private import tree_leaves
 
@@ -103,7 +104,7 @@ def move_moments(
         tensor = _move_kind(name, kind, value, weight, plan, optimizer) if isinstance(value, Tensor) else None
         if tensor is None:
             raise NotMoved(f"no rule moves the state {kind!r} of {optimizer}")
-        moved[kind] = _fill_second_moment(tensor, item.new_entries()) if kind in AVERAGED_SQUARES else tensor
+        moved[kind] = _fill_second_moment(tensor, item.continues) if kind in AVERAGED_SQUARES else tensor
     for setting, kind in NEEDED.items():
         if moved and settings.get(setting) and kind not in moved and optimizer != "SGD":  # which makes it when needed
             raise NotMoved(f"the config asks for {setting}, and the checkpoint has no {kind!r}")
@@ -124,7 +125,7 @@ def _check(kind: str, value: Any, shape: tuple[int, ...]) -> None:
         raise NotMoved(f"its state {kind!r} is no dense tensor")
     if value.dim() and not fits(kind, value, shape):
         raise NotMoved(f"its state {kind!r} has the shape {tuple(value.shape)}, the parameter {shape}")
-    if not bool(torch.isfinite(value).all()):
+    if not is_finite(value):
         raise NotMoved(f"its state {kind!r} holds NaN or infinity")
     if kind == "step" and value.dim() == 0 and not 0 <= float(value) <= MOST_STEPS:
         raise NotMoved(f"its state 'step' is {float(value):g}, which is no count of steps")
@@ -172,19 +173,23 @@ def _factor_again(moved: dict[str, Any], old: Mapping[str, Any]) -> dict[str, An
     return moved
 
 
-def _fill_second_moment(moment: Tensor, new: Tensor) -> Tensor:
-    """Start new entries at the mean of the moved ones in their row, else their column, else the tensor.
+def _fill_second_moment(moment: Tensor, continues: Sequence[Tensor]) -> Tensor:
+    """Start new entries, which are 0, at the mean of the moved ones in their row, else their column, else the tensor.
 
     At zero under an old `step` they would get no bias correction and move by up to 6.6 times the learning rate.
+
+    Args:
+        moment: Changed in place.
+        continues: For every dimension, bool, which positions are the source's.
     """
-    known = (~new).to(moment.real.dtype)
-    if not new.any() or not known.any():
-        return moment
-    flat, weight = moment.reshape(len(moment), -1), known.reshape(len(moment), -1)
-    fill = (flat * weight).sum() / weight.sum() * torch.ones_like(flat)
-    if moment.dim() > 1:
-        for axis in (0, 1):  # rows win: they are written last
-            count = weight.sum(axis, keepdim=True)
-            mean = (flat * weight).sum(axis, keepdim=True) / count.clamp(min=1)
-            fill = torch.where(count > 0, mean, fill)
-    return torch.where(new, fill.reshape(moment.shape), moment)
+    if all(bool(known.all()) for known in continues) or not all(bool(known.any()) for known in continues):
+        return moment  # a number, too: it has no dimension
+    rows, *others = (known.to(moment.device) for known in continues)
+    columns = rows.new_ones(1)
+    for known in others:
+        columns = (columns[:, None] & known).flatten()
+    flat = moment.reshape(len(rows), len(columns))
+    along_rows, along_columns = flat.sum(1, keepdim=True) / columns.sum(), flat.sum(0, keepdim=True) / rows.sum()
+    beside = torch.where(columns, along_columns, along_columns.sum() / columns.sum())
+    new = ~(rows[:, None] & columns)
+    return torch.where(new, torch.where(rows[:, None], along_rows, beside), flat, out=flat).view(moment.shape)

@@ -1,6 +1,6 @@
 """Optimizer and scheduler state for a grown module: fresh, or moved along with the weights, name by name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from lightning_grow.training_state.settings import check_settings
 
 OptimizerChoice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
+Keep = Callable[[Tensor], Tensor]
 
 LINEAR = ("SGD", "ASGD")
 """Optimizers whose step is proportional to the gradient; the others' does not depend on its scale."""
@@ -68,6 +69,7 @@ def carry_optimizers(
     *,
     optimizer: OptimizerChoice = "reset",
     scheduler: Schedule = "reset",
+    keep: Keep = lambda tensor: tensor,
 ) -> CarriedState:
     """Rewrite the checkpoint's optimizer and scheduler states for the optimizers of the grown module.
 
@@ -80,6 +82,7 @@ def carry_optimizers(
         optimizer: "transfer" moves the moments where that is exact, "asymmetric" those of all entries that go on,
             "reset" drops them.
         scheduler: "keep" goes on with the checkpoint's schedule and its learning rates, "reset" starts the config's.
+        keep: What to do with each tensor that was moved: put it into a file, for one.
 
     Returns:
         What to load, every tensor of it of its parameter's shape.
@@ -102,7 +105,7 @@ def carry_optimizers(
         for index, item in enumerate(optimizers):
             entries = _find_entries(item, names[index], sources[index], saved, scheduler)
             known = index >= len(saved) or saved[index].is_known
-            goes_on[index] = known and _move_optimizer(index, item, entries, plan, weights, optimizer, carried)
+            goes_on[index] = known and _move_optimizer(index, item, entries, plan, weights, optimizer, carried, keep)
         carried.fresh.extend(_left_behind(saved, sources))
     if scheduler == "keep":
         kept = keep_schedules(
@@ -239,6 +242,7 @@ def _move_optimizer(
     weights: Mapping[str, Tensor],
     choice: OptimizerChoice,
     carried: CarriedState,
+    keep: Keep,
 ) -> bool:
     """Move the states of one optimizer into `carried`; say whether it goes on where one of the checkpoint's was."""
     kind, owners = type(optimizer).__name__, list({id(entry.saved): entry.saved for entry in entries}.values())
@@ -250,7 +254,10 @@ def _move_optimizer(
     for position, entry in enumerate(entries):
         try:
             if entry.saved is not None:
-                moved[position] = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
+                state = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
+                moved[position] = {
+                    name: keep(item) if isinstance(item, Tensor) else item for name, item in state.items()
+                }
             elif entry.source and entry.is_trained and any(owners):
                 missing.append(f"{entry.name}: the checkpoint's optimizer has no state of it")
         except NotMoved as reason:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_grow.apply.apply import grow_state
+from lightning_grow.apply.apply import Allocate, grow_state, in_memory
 from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY
 from lightning_grow.grow import Transfer
@@ -35,6 +35,7 @@ class WeightCopies:
         target: The module that will load it.
         state: The source's state dict.
         seed: Of the fill; the same as that of the weights.
+        allocate: Makes the grown copies.
     """
 
     transfer: Transfer
@@ -42,6 +43,7 @@ class WeightCopies:
     target: nn.Module
     state: Mapping[str, Any]
     seed: int
+    allocate: Allocate = in_memory
 
     def grow_all(self, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Grow every copy in a checkpoint.
@@ -162,7 +164,8 @@ class WeightCopies:
         whole = self.source.state_dict(keep_vars=True)
         of = {id(whole[name]): held[plain] for name in whole if (plain := strip_compiled(name)) in held}
         state = {name: of.get(id(whole.get(name)), item) for name, item in self.state.items()}
-        grown = grow_state(self.transfer.plan, state, in_float_type_of(held, self.target.state_dict()), self.seed)
+        wide = in_float_type_of(held, self.target.state_dict())
+        grown = grow_state(self.transfer.plan, state, wide, self.seed, self.allocate)
         share_new_outputs(self.transfer, grown)
         named = {strip_compiled(name): item for name, item in grown.items()}
         return {name: named[name] for name in named if name in self.transfer.plan.tensors}

@@ -149,7 +149,10 @@ def _fingerprints(plan: GrowthPlan, group: UnitGroup, state: Mapping[str, Tensor
         place = torch.zeros(len(units), 1, dtype=torch.float64)
         place[inside, 0] = _rank_within(units[inside]).double() + 1
         summed = torch.zeros(group.new, 2, dtype=torch.float64)
-        summed.index_add_(0, units[inside], (rows @ probe).double()[inside] * place[inside])
+        made = torch.stack(
+            [rows.mv(column) for column in probe.T.contiguous()], 1
+        )  # a product by a thin matrix is slow
+        summed.index_add_(0, units[inside], made.double()[inside] * place[inside])
         columns.append(summed)
         digits = min(digits, 1e9 if rows.dtype is torch.float64 else 1e5)
     if not columns:

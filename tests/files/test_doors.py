@@ -139,7 +139,7 @@ FAULTS = {
     "forbidden": (forbid, "cannot be opened"),
     "a dangling link": (dangle, "file not found"),
     "DeepSpeed's": (folder_of("latest", "zero_to_fp32.py", "global_step1"), "zero_to_fp32"),
-    "Hugging Face's": (folder_of("config.json", "model.safetensors"), r"grow\(small, big\)"),
+    "Hugging Face's": (folder_of("config.json", "model.safetensors"), r"grow_pretrained\("),
 }
 
 

@@ -90,7 +90,8 @@ def test_a_missing_file_is_both_errors(tmp_path, error):
 
 
 def test_squares_of_complex_parameters_are_filled_as_real_ones():
-    moment, new = torch.arange(1.0, 7).reshape(3, 2), torch.tensor([[False, False], [False, True], [True, True]])
-    filled = _fill_second_moment(moment, new)
-    assert torch.equal(_fill_second_moment(moment + 0j, new), filled + 0j)
-    assert filled.tolist() == [[1, 2], [3, 3], [2, 2]]
+    moment = torch.tensor([[1.0, 2, 0], [5, 6, 0], [0, 0, 0]])
+    known = torch.tensor([True, True, False]), torch.tensor([True, True, False])
+    filled = _fill_second_moment(moment.clone(), known)
+    assert torch.equal(_fill_second_moment(moment + 0j, known), filled + 0j)
+    assert filled.tolist() == [[1, 2, 1.5], [5, 6, 5.5], [3, 4, 3.5]]  # of rows, of columns, of all
