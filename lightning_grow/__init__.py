@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_grow.convert import convert_checkpoint
 from lightning_grow.errors import CheckpointError, GrowError, RefusedGrowth, UnknownStrategy
-from lightning_grow.formats.pretrained import grow_pretrained
 from lightning_grow.grow import grow, plan_growth
 from lightning_grow.options import GrowthOptions
 from lightning_grow.plan.growth_plan import GrowthPlan
@@ -16,6 +15,7 @@ from lightning_grow.verify.liveness import measure_liveness
 
 if TYPE_CHECKING:
     from lightning_grow.callbacks import ArchTransfer, GrowableMixin, GrowthMonitor, GrowthSchedule
+    from lightning_grow.formats.pretrained import grow_pretrained
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what belongs to Lightning on first use: whoever grows plain modules need not wait for Lightning."""
+    """Import what belongs to Lightning or Hugging Face on first use: plain modules need not wait for it."""
+    if name == "grow_pretrained":
+        from lightning_grow.formats import pretrained
+
+        return pretrained.grow_pretrained
     if name in ("ArchTransfer", "GrowableMixin", "GrowthMonitor", "GrowthSchedule"):
         from lightning_grow import callbacks
 

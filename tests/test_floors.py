@@ -85,5 +85,6 @@ def test_the_command_line_alone_knows_hydra(name):
 
 
 def test_importing_the_library_imports_neither_lightning_nor_what_draws():
-    code = "import sys, lightning_grow; assert not {'lightning', 'hydra', 'gymnasium', 'matplotlib'} & set(sys.modules)"
+    slow = ["lightning", "hydra", "gymnasium", "matplotlib", "transformers", "torch.distributed.checkpoint"]
+    code = f"import sys, lightning_grow; assert not set({slow}) & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,6 +18,7 @@ from lightning_grow.options import GrowthOptions, Options, check_options
 from lightning_grow.report import TransferReport
 from lightning_grow.rl.actor_critic import ActorCritic
 from lightning_grow.rl.normalizer import ObservationNormalizer
+from lightning_grow.rl.sb3 import is_sb3, read_sb3, read_vec_normalize
 from lightning_grow.strategies import Strategy
 
 KEY = "lightning_grow.rl"
@@ -32,7 +33,12 @@ PLAIN_NAMES = {
 }
 
 
-def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+def read_agent(
+    path: str | Path,
+    hparams: Mapping[str, Any],
+    rename: Mapping[str, str],
+    vec_normalize: str | Path | None = None,
+) -> dict[str, Any]:
     """Return a file's agent as a Lightning checkpoint of a PPO, whichever of the two it was.
 
     Args:
@@ -40,15 +46,17 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
             (or `actor_state_dict`, `policy`, ...; `critic_state_dict`, `value`, ...), each of linear layers as
             `ActorCritic` names them: `0.weight`, `0.bias`, `2.weight`, ...; or of one state dict (`model_state_dict`,
             `policy_state_dict`, ...) with the names of a whole `ActorCritic`, a `trunk` with two heads included.
-            `hidden_dims`, `state_dim`, `activation`, `timestep`, `episode` and `metrics` may stand beside them.
+            `hidden_dims`, `state_dim`, `activation`, `timestep`, `episode` and `metrics` may stand beside them. Or the
+            zip of a PPO or A2C of Stable-Baselines3, with an `MlpPolicy`.
         hparams: What a plain file does not say of its agent, as the hyperparameters of a PPO.
         rename: Beginning of a name of ours (`actor`) to that of the file's (`policy_net.layers`), where they differ.
+        vec_normalize: What Stable-Baselines3's `VecNormalize.save` wrote: the statistics of a plain file's agent.
 
     Raises:
         CheckpointError: If the file cannot be read safely, or holds neither.
         WrongSetting: If `rename` is for a plain file and has a name that no agent has.
     """
-    content = read_file(path)
+    content = read_sb3(path) if is_sb3(path) else read_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dict, came {type(content).__name__}.")
     if isinstance(state := content.get("state_dict"), Mapping):
@@ -66,7 +74,11 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
             f"{path} does not say which activation its layers have; it is taken to be {hparams['activation']}, as this "
             "agent's. If it is another one, build the agent with that: PPO(..., activation=...)."
         )
-    if source_hparams["normalize_observations"]:
+    if vec_normalize is not None:
+        statistics = read_vec_normalize(vec_normalize)
+        check_statistics(vec_normalize, statistics, source_hparams)
+        weights |= {f"normalizer.{name}": tensor for name, tensor in statistics.items()}
+    elif source_hparams["normalize_observations"]:
         rank_zero_warn(
             f"{path} has no observation statistics, and normalize_observations is on: the agent's inputs will drift "
             "away from what it was trained on. Build it with normalize_observations=False to keep what it has learnt."
@@ -78,18 +90,31 @@ def read_agent(path: str | Path, hparams: Mapping[str, Any], rename: Mapping[str
     return {"state_dict": weights, "hyper_parameters": source_hparams, KEY: own}
 
 
-def grow_from_file(agent: LightningModule, path: str | Path, options: Options) -> tuple[TransferReport, dict[str, Any]]:
+def check_statistics(path: str | Path, statistics: Mapping[str, Tensor], hparams: Mapping[str, Any]) -> None:
+    """Refuse statistics of other observations than the agent's, or for an agent that would not use them."""
+    if not hparams["normalize_observations"]:
+        raise WrongSetting(f"{path} has observation statistics; build the agent with normalize_observations=True.")
+    if len(statistics["mean"]) != hparams["state_dim"]:
+        raise CheckpointError(
+            f"{path} has statistics of {len(statistics['mean'])} features, and the policy reads {hparams['state_dim']}."
+        )
+
+
+def grow_from_file(
+    agent: LightningModule, path: str | Path, options: Options, vec_normalize: str | Path | None = None
+) -> tuple[TransferReport, dict[str, Any]]:
     """Grow the agent in a file into this one.
 
     Args:
         agent: A PPO, changed in place.
         path: See `read_agent`.
         options: Of the growth; `rename` is from this agent's names to the file's.
+        vec_normalize: See `read_agent`.
 
     Returns:
         What was done to each tensor, and what the file has under `KEY`.
     """
-    checkpoint = read_agent(path, agent.hparams, options.rename or {})
+    checkpoint = read_agent(path, agent.hparams, options.rename or {}, vec_normalize)
     source = rebuild_source(agent, checkpoint, checkpoint["state_dict"])
     report = grow_in_place(source, agent, replace(options, rename=None))  # the file's names are ours by now
     return report, checkpoint.get(KEY, {})
@@ -105,7 +130,7 @@ def transfer_options(options: GrowthOptions, transfer_strategy: str | Strategy |
         if "strategy" in options:
             raise TypeError("load_with_transfer got a strategy and a transfer_strategy, which mean the same.")
         options["strategy"] = transfer_strategy
-    return check_options(options, "load_with_transfer", "transfer_strategy", "device")
+    return check_options(options, "load_with_transfer", "transfer_strategy", "device", "vec_normalize")
 
 
 def plain_names(rename: Mapping[str, str]) -> dict[str, str]:

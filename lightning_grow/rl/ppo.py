@@ -170,6 +170,7 @@ class PPO(AgentRun):
         path: str | Path,
         transfer_strategy: str | Strategy | None = None,
         device: str | torch.device | None = None,
+        vec_normalize: str | Path | None = None,
         **options: Unpack[GrowthOptions],
     ) -> TransferReport:
         """Grow the agent in a file into this one, in place, and take over its counters and its `metrics`.
@@ -177,10 +178,12 @@ class PPO(AgentRun):
         The optimizer is not read, and environments start anew: to resume a run, give `Trainer.fit` its `ckpt_path`.
 
         Args:
-            path: A Lightning checkpoint of a PPO, or a plain file with the state dicts of an actor and a critic, as
-                `lightning_grow.rl.load.read_agent` describes.
+            path: A Lightning checkpoint of a PPO, the zip of a PPO or A2C of Stable-Baselines3 (with an `MlpPolicy`),
+                or a plain file with the state dicts of an actor and a critic, as `lightning_grow.rl.load.read_agent`
+                describes.
             transfer_strategy: Another name for the option `strategy`.
             device: Where this agent is moved to first; None leaves it where it is.
+            vec_normalize: What Stable-Baselines3's `VecNormalize.save` wrote, for the statistics of observations.
             **options: See `GrowthOptions`. The source's names are those in the file: `rename={"actor": "pi.network"}`.
 
         Returns:
@@ -194,7 +197,7 @@ class PPO(AgentRun):
             TypeError: If there is no such option, or two strategies.
         """
         checked = transfer_options(options, transfer_strategy)
-        report, own = grow_from_file(self if device is None else self.to(device), path, checked)
+        report, own = grow_from_file(self if device is None else self.to(device), path, checked, vec_normalize)
         self.statistics.restore(own.get("statistics", {}))
         self.metrics = own.get("metrics", {})
         return report
