@@ -142,7 +142,9 @@ def _convert(
     growth = _grow(checkpoint, target, options, path, source, spool.like)
     optimizers = [] if optimizer == "reset" else _configure_optimizers(target)
     plan = growth.transfer.plan
-    carried = carry_optimizers(checkpoint, target, optimizers, None, plan, keep=spool.keep, **choices)
+    carried = carry_optimizers(
+        checkpoint, target, optimizers, None, plan, keep=lambda _, tensor: spool.keep(tensor), **choices
+    )
     checkpoint.update(optimizer_states=carried.optimizer_states, lr_schedulers=carried.lr_schedulers)
     checkpoint["hyper_parameters"] = find_hparams(target)
     checkpoint.setdefault("pytorch-lightning_version", version("lightning"))  # a Trainer resumes no file without it

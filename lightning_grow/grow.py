@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from lightning_grow.apply.apply import Allocate, empty_state, in_memory, report_tensor, write_state
+from lightning_grow.apply.apply import Allocate, empty_state, in_memory, write_state
+from lightning_grow.apply.count import report_tensor
 from lightning_grow.apply.meta_target import initial_state, is_meta, take_buffers, with_known_buffers, with_memory
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth

@@ -15,7 +15,6 @@ from lightning_grow.pair.maps import AxisMap
 from lightning_grow.plan.cells import Kind
 from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.plan.tensor_plan import Slices, TensorPlan
-from lightning_grow.report import TensorReport
 from lightning_grow.strategies.base import Block, Strategy
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.waiting import each
@@ -81,7 +80,7 @@ def write_state(
     for item, source, initial, grown in steps:  # only our own code runs from here on
         if item.like is not None:
             grown.copy_(written[item.like])  # its new entries; those with a source follow
-        _write_tensor(item, source, initial, grown, plan.strategy, generator)
+        write_tensor(item, source, initial, grown, plan.strategy, generator)
 
 
 def _check(item: TensorPlan, source: Tensor | None, grown: Tensor) -> None:
@@ -118,7 +117,7 @@ def empty_state(target_state: Mapping[str, Tensor], allocate: Allocate = in_memo
     return state
 
 
-def _write_tensor(
+def write_tensor(
     item: TensorPlan,
     source: Tensor | None,
     initial: Tensor,
@@ -126,6 +125,16 @@ def _write_tensor(
     strategy: Strategy,
     generator: torch.Generator,
 ) -> None:
+    """Write one grown tensor into `out`, block by block.
+
+    Args:
+        item: Its plan.
+        source: The source's tensor; None for a new one.
+        initial: The target's own values, for new entries; may be `out` itself.
+        out: Written.
+        strategy: What new entries are.
+        generator: Of random ones.
+    """
     if source is not None and item.is_plain:
         out.copy_(source)
         return
@@ -135,7 +144,7 @@ def _write_tensor(
         if cell.kind is Kind.KEPT and source is not None:
             _write_kept(item, source, index, cell.factor, out, at)
             if cell.offset and cell.factor != 1.0:
-                _put(out, at, _take(out, at) + (cell.factor - 1.0) * cell.offset)
+                _put(out, at, take(out, at) + (cell.factor - 1.0) * cell.offset)
         elif cell.kind is Kind.ZERO:
             _put(out, at, torch.zeros((), dtype=out.dtype, device=out.device))
         elif cell.kind is Kind.MEAN and source is not None:
@@ -143,7 +152,7 @@ def _write_tensor(
         elif cell.kind is Kind.IDENTITY:
             _put(out, at, _identity(item, index))
         elif item.like is None:
-            block = Block(item.name, _take(initial, at), source, item.role(index), len(item.maps) == 1, generator)
+            block = Block(item.name, take(initial, at), source, item.role(index), len(item.maps) == 1, generator)
             entries = _fill(strategy, block)
             if entries is not block.initial or fresh is not None:
                 _put(out, at, entries)
@@ -156,7 +165,7 @@ def _fill(strategy: Strategy, block: Block) -> Tensor:
     return block.initial if own is None else own
 
 
-def _open(at: Slices) -> Slices:
+def open_index(at: Slices) -> Slices:
     """Index arrays of several dimensions, each along its own."""
     if sum(isinstance(part, Tensor) for part in at) <= 1:
         return at
@@ -164,13 +173,14 @@ def _open(at: Slices) -> Slices:
     return tuple(_column(part, dim, len(at)) for dim, part in enumerate(lists))
 
 
-def _take(tensor: Tensor, at: Slices) -> Tensor:
-    return tensor[_open(at)] if at else tensor
+def take(tensor: Tensor, at: Slices) -> Tensor:
+    """The entries of a block."""
+    return tensor[open_index(at)] if at else tensor
 
 
 def _put(tensor: Tensor, at: Slices, entries: Tensor) -> None:
     if at:
-        tensor[_open(at)] = entries.to(tensor)
+        tensor[open_index(at)] = entries.to(tensor)
     else:
         tensor.copy_(entries)
 
@@ -306,42 +316,5 @@ def move_copy(plan: GrowthPlan, name: str, tensor: Tensor, grown: Tensor) -> Ten
     if tuple(tensor.shape) != item.source_shape:
         return None
     moved = torch.empty_like(grown, dtype=tensor.dtype, device=tensor.device)
-    _write_tensor(item, tensor, grown.to(moved), moved, plan.strategy, torch.Generator())
+    write_tensor(item, tensor, grown.to(moved), moved, plan.strategy, torch.Generator())
     return torch.where(item.new_entries().to(moved.device), grown.to(moved), moved)
-
-
-def report_tensor(item: TensorPlan, grown: Tensor, explanation: str = "") -> TensorReport:
-    """Count what became of one tensor."""
-    copied = new = zeroed = 0
-    factor = 1.0
-    for index, cell in item.blocks():
-        count = grown[_open(item.at(index))].numel() if item.maps else 1
-        if cell.kind in (Kind.KEPT, Kind.MEAN):
-            copied += count
-            factor = cell.factor if cell.factor != 1.0 else factor
-            continue
-        new += count
-        zeroed += count - int(torch.count_nonzero(_take(grown, item.at(index))))
-    return TensorReport(
-        name=item.name,
-        source_name=item.source_name,
-        source_shape=item.source_shape,
-        target_shape=item.target_shape,
-        axes=_axes(item),
-        copied=copied,
-        new=new,
-        zeroed=zeroed,
-        factor=factor,
-        explanation=tuple(explanation.splitlines()),
-    )
-
-
-def _axes(item: TensorPlan) -> tuple[str, ...]:
-    if item.source_shape is None:
-        return ("new layer",)
-    parts = []
-    for dim, (old, new) in enumerate(zip(item.source_shape, item.target_shape, strict=True)):
-        if old != new:
-            role = "fan-in" if item.reads[dim] else "fan-out"
-            parts.append(f"{role} {old} -> {new}")
-    return tuple(parts)

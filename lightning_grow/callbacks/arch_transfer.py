@@ -16,16 +16,20 @@ from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.interceptions import Interceptions
 from lightning_grow.callbacks.reporting import describe_optimizers, mark_growth, print_report, write_report
 from lightning_grow.callbacks.resume import UNNAMED, carrying, growing, reading
+from lightning_grow.callbacks.sharded_growth import grow_sharded, part_like
 from lightning_grow.callbacks.surroundings import (
+    check_progress,
     check_total,
     clear_monitors,
     in_precision,
     warn_of_cli,
     without_averaging_schedule,
 )
+from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint
-from lightning_grow.files.checkpoint import KEY
+from lightning_grow.errors import RefusedGrowth
+from lightning_grow.files.checkpoint import KEY, load_mapped, read_checkpoint
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
 from lightning_grow.files.record import find_param_names, read_ours, record_architecture, restore_attributes
@@ -34,14 +38,16 @@ from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import parameters_of
 from lightning_grow.training_state.optimizers import (
+    Keep,
     OptimizerChoice,
     Schedule,
     carry_optimizers,
     check_has_states,
     check_shapes,
 )
+from lightning_grow.training_state.saved import in_order_of
 from lightning_grow.training_state.schedules import cover_groups
-from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, from_runs, to_runs
+from lightning_grow.training_state.warmup import STATE_KEY, Scope, Shape, Warmup, end_warmup, from_runs, to_runs
 
 DEFAULT_WARMUP_STEPS = 100
 UNTRACED = ""  # no fingerprint, which has 64 digits, nor None: that of a module that cannot be traced
@@ -169,6 +175,11 @@ class ArchTransfer(Callback):
         if not self._warmup.is_finished or growth is not None:
             self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin or go on with a warm-up where the strategy loads the optimizers by itself."""
+        if trainer.strategy.restore_checkpoint_after_setup and not self._warmup.is_finished:
+            self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Log the warm-up's factor; 1 once it is over, for Lightning repeats the last value of an epoch."""
         if trainer.loggers and self._warmup.steps:
@@ -248,21 +259,60 @@ class ArchTransfer(Callback):
             checkpoint.setdefault("lr_schedulers", [])
         if self.reset_monitors:
             clear_monitors(trainer, checkpoint)
+        self._announce(growth)
+        if not fitting:
+            write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
+
+    def _grow_sharded(self, trainer: Trainer, path: str | Path, weights_only: bool) -> dict[str, Any]:
+        """Grow where every process holds a part of each parameter; returns what Lightning restores by itself."""
+        module, checkpoint = trainer.lightning_module, dict[str, Any]()
+
+        def check() -> None:
+            checkpoint.update(read_checkpoint(path, weights_only=weights_only, load=load_mapped))
+            check_progress(trainer, checkpoint)
+            check_total(trainer, checkpoint)
+            check_has_states(checkpoint, self.optimizer, self.scheduler)
+            if self.optimizer == "asymmetric":
+                raise RefusedGrowth(
+                    "optimizer='asymmetric' gives new entries moments of their own, which no process of a sharded "
+                    "strategy holds whole. Use optimizer='transfer', with warmup_scope='new' for new entries to start slowly."
+                )
+            record = read_ours(checkpoint)
+            end_warmup(checkpoint, record.pop("pending", {}).get("new_entries", {}))
+            checkpoint[KEY] = record
+
+        together(check)
+        growth = grow_sharded(module, checkpoint, self._find_options(trainer), path, self.source)
+        self._announce(growth)
+        parameters = parameters_of(module)
+        checkpoint["state_dict"] = in_order_of(checkpoint["state_dict"], module.state_dict(), growth.transfer.plan)
+        self._carry_optimizers(
+            trainer, module, checkpoint, growth, lambda name, tensor: part_like(tensor, parameters[name])
+        )
+        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=False):
+            optimizer.load_state_dict(state)
+        self._warmup.attach(trainer.optimizers, self._find_new_entries(module))
+        return {key: item for key, item in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+
+    def _announce(self, growth: Growth) -> None:
         for line in name_differences(growth.differing):
             rank_zero_info(line)
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
-        if not fitting:
-            write_report(trainer, growth.transfer.report.to_dict(), checkpoint)
 
     def _carry_optimizers(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], growth: Growth
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+        growth: Growth,
+        keep: Keep = lambda name, tensor: tensor,
     ) -> None:
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
         self.plan = plan = growth.transfer.plan
         saved = without_averaging_schedule(trainer, checkpoint)
-        carried = carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, **choices)
+        carried = carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, keep=keep, **choices)
         for scheduler in schedulers if self.scheduler == "reset" else ():
             cover_groups(scheduler)
         self._warmup = self._make_warmup()
@@ -287,7 +337,7 @@ class ArchTransfer(Callback):
     def _find_new_entries(self, pl_module: LightningModule) -> dict[Any, Any]:
         parameters = parameters_of(pl_module)
         return {
-            parameters[name]: from_runs(runs, parameters[name].shape)
+            parameters[name]: part_like(from_runs(runs, parameters[name].shape), parameters[name])
             for name, runs in self._new_entries.items()
             if name in parameters
         }

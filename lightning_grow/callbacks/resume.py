@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_grow.callbacks.interceptions import Function
 from lightning_grow.callbacks.surroundings import check_progress, check_version, warn_of_tuners
 from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import shapes_differ
 from lightning_grow.convert import growing_outside
-from lightning_grow.files.checkpoint import read_checkpoint
+from lightning_grow.files.checkpoint import is_mappable, load_mapped, read_checkpoint
 from lightning_grow.files.hparams import find_hparams
+from lightning_grow.files.record import read_ours
 from lightning_grow.files.sharded import check_sharded
 from lightning_grow.living.rollback import all_or_nothing
 from lightning_grow.private import tree_map
@@ -32,13 +34,26 @@ def reading(callback: Any, trainer: Trainer, own: Function) -> Function:
         callback._path = checkpoint_path
         only = weights_only is not False
         if trainer.strategy.restore_checkpoint_after_setup:
+            if is_sharded_growth(trainer, checkpoint_path, only):
+                return dict(callback._grow_sharded(trainer, checkpoint_path, only))
             together(lambda: check_sharded(checkpoint_path, trainer.lightning_module, weights_only=only))
-            return dict(own(checkpoint_path, weights_only=weights_only))
+            loaded = dict(own(checkpoint_path, weights_only=weights_only))
+            callback._new_entries = read_ours(loaded).get("pending", {}).get("new_entries", {})
+            return loaded
         hparams, load = find_hparams(trainer.lightning_module), lambda path, only: own(path, weights_only=only)
         read = partial(read_checkpoint, weights_only=only, load=load, hparams=hparams)
         return together(lambda: check_version(read(checkpoint_path), checkpoint_path))
 
     return load_checkpoint
+
+
+def is_sharded_growth(trainer: Trainer, path: str | Path, weights_only: bool) -> bool:
+    """Whether a full checkpoint of another architecture meets parameters that lie in parts (FSDP2)."""
+    module = trainer.lightning_module
+    if not isinstance(trainer.strategy, ModelParallelStrategy) or not is_mappable(path) or trainer.state.fn != "fit":
+        return False
+    read = partial(read_checkpoint, weights_only=weights_only, load=load_mapped)
+    return together(lambda: shapes_differ(read(path)["state_dict"], module))
 
 
 def growing(callback: Any, trainer: Trainer, own: Function) -> Function:

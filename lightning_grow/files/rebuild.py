@@ -52,9 +52,10 @@ def rebuild_source(
     # under strict_loading=False a part that the file leaves out by design (a frozen encoder) is the target's own
     lent = {} if getattr(target, "strict_loading", True) else find_tensors(nn.Module.state_dict(target, keep_vars=True))
     name = checkpoint.get("hparams_name")
+    shapes = {key: tuple(item.shape) for key, item in find_tensors(state).items()}
 
     def build() -> nn.Module:
-        return configure(build_module(target, hparams, source, name))
+        return configure(build_module(target, hparams, source, name), shapes)
 
     module = _fill(build, state, lent)
     setattr(module, AS_BUILT, find_as_built(build, module, align_names(target.state_dict(), state)))
@@ -106,11 +107,21 @@ def _fill(build: Callable[[], nn.Module], state: Mapping[str, Any], lent: Mappin
         return module
 
 
-def configure(module: nn.Module) -> nn.Module:
-    """Let a LightningModule make the layers that it makes in `configure_model`; returns the module."""
+def configure(module: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
+    """Let a LightningModule make the layers that it makes in `configure_model`; returns the module.
+
+    Args:
+        module: As `__init__` left it.
+        shapes: Of the tensors that it is to have: once they are there, what fails is the sharding, for want of a mesh.
+    """
     configure_model: Callable[[], None] | None = getattr(module, "configure_model", None)
-    if configure_model is not None:
-        configure_model()
+    try:
+        if configure_model is not None:
+            configure_model()
+    except Exception:
+        own = {name: tuple(item.shape) for name, item in module.named_parameters()}
+        if not own or shapes is None or any(shapes.get(name) != shape for name, shape in own.items()):
+            raise
     return module
 
 
@@ -211,7 +222,8 @@ def _materialize(leaf: Any) -> Any:
 
 def init_arguments(cls: Any, hparams: Mapping[str, Any], hparams_name: str | None) -> dict[str, Any]:
     """Those hyperparameters that `__init__` takes; all in one argument where they were saved under its name."""
-    kinds = {name: parameter.kind for name, parameter in inspect.signature(cls).parameters.items()}
+    _, *parameters = inspect.signature(cls.__init__).parameters.items()  # fully_shard gives the class a __new__
+    kinds = {name: parameter.kind for name, parameter in parameters}
     open_end = inspect.Parameter.VAR_KEYWORD
     if hparams_name is not None and kinds.get(hparams_name, open_end) is not open_end:
         return {hparams_name: hparams}

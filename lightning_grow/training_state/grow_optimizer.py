@@ -45,7 +45,8 @@ def grow_optimizer(
     >>> new = torch.optim.Adam(large.parameters())
     >>> grow_optimizer(report, old, new).kept
     ['weight', 'bias']
-    >>> new.state[large.weight]["exp_avg"].shape
+    >>> moments = new.state[large.weight]
+    >>> moments["exp_avg"].shape
     torch.Size([6, 3])
     """
     if how not in ("transfer", "asymmetric"):

@@ -21,7 +21,7 @@ from lightning_grow.training_state.settings import check_settings
 
 OptimizerChoice = Literal["reset", "transfer", "asymmetric"]
 Schedule = Literal["reset", "keep"]
-Keep = Callable[[Tensor], Tensor]
+Keep = Callable[[str, Tensor], Tensor]
 
 LINEAR = ("SGD", "ASGD")
 """Optimizers whose step is proportional to the gradient; the others' does not depend on its scale."""
@@ -69,7 +69,7 @@ def carry_optimizers(
     *,
     optimizer: OptimizerChoice = "reset",
     scheduler: Schedule = "reset",
-    keep: Keep = lambda tensor: tensor,
+    keep: Keep = lambda name, tensor: tensor,
 ) -> CarriedState:
     """Rewrite the checkpoint's optimizer and scheduler states for the optimizers of the grown module.
 
@@ -82,7 +82,7 @@ def carry_optimizers(
         optimizer: "transfer" moves the moments where that is exact, "asymmetric" those of all entries that go on,
             "reset" drops them.
         scheduler: "keep" goes on with the checkpoint's schedule and its learning rates, "reset" starts the config's.
-        keep: What to do with each tensor that was moved: put it into a file, for one.
+        keep: What to make of each tensor that was moved, of the parameter of that name: put it into a file, for one.
 
     Returns:
         What to load, every tensor of it of its parameter's shape.
@@ -256,7 +256,7 @@ def _move_optimizer(
             if entry.saved is not None:
                 state = _move_parameter(entry, entry.saved, plan, weights, kind, choice)
                 moved[position] = {
-                    name: keep(item) if isinstance(item, Tensor) else item for name, item in state.items()
+                    name: keep(entry.name, item) if isinstance(item, Tensor) else item for name, item in state.items()
                 }
             elif entry.source and entry.is_trained and any(owners):
                 missing.append(f"{entry.name}: the checkpoint's optimizer has no state of it")

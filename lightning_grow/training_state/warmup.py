@@ -161,10 +161,10 @@ class _Ramp:
     def _find_masks(self, new_entries: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         masks = {}
         for parameter in (parameter for group in self.optimizer.param_groups for parameter in group["params"]):
-            new = new_entries.get(parameter, torch.zeros_like(parameter, dtype=torch.bool)).to(parameter.device)
+            new = local(new_entries.get(parameter, torch.zeros_like(parameter, dtype=torch.bool))).to(parameter.device)
             mask = {"new": new, "source": ~new, "all": torch.ones_like(new)}[self.warmup.scope]
             if mask.any():
-                masks[parameter] = mask
+                masks[parameter if self.warmup.fresh else local(parameter)] = mask
         return masks
 
     def before(self, optimizer: Optimizer, *_: Any) -> None:
@@ -221,6 +221,11 @@ def _scale(group: dict[str, Any], factor: float) -> Any:
         return base
     group["lr"] = rate * factor
     return rate
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, but where it is sharded; a change of it changes the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def end_warmup(checkpoint: dict[str, Any], new_entries: Mapping[str, Sequence[int]]) -> None:
