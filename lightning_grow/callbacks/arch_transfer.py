@@ -275,7 +275,8 @@ class ArchTransfer(Callback):
             if self.optimizer == "asymmetric":
                 raise RefusedGrowth(
                     "optimizer='asymmetric' gives new entries moments of their own, which no process of a sharded "
-                    "strategy holds whole. Use optimizer='transfer', with warmup_scope='new' for new entries to start slowly."
+                    "strategy holds whole. Use optimizer='transfer', with warmup_scope='new' to let new entries start "
+                    "slowly."
                 )
             record = read_ours(checkpoint)
             end_warmup(checkpoint, record.pop("pending", {}).get("new_entries", {}))
