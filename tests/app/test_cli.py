@@ -214,6 +214,32 @@ def test_a_sweep_has_short_folders_and_ends_with_a_comparison(lightning_grow, sm
     assert rows[0].split(" | ")[1] in printed
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_runs_side_by_side_on_others_engines(tmp_path, launcher):
+    command = [sys.executable, "-W", "ignore", "-m", "lightning_grow", "-m", f"hydra/launcher={launcher}", "seed=1,2"]
+    overrides = (
+        "experiment=cartpole_small",
+        "trainer.max_epochs=2",
+        "model.hidden_dims=[8,8]",
+        "hydra.sweep.dir=sweep",
+    )
+    side_by_side = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=5"]
+    done = subprocess.run(
+        [*command, *overrides, *QUICK, *side_by_side],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    runs = [json.loads(path.read_text()) for path in sorted((tmp_path / "sweep").glob("[01]/run.json"))]
+    assert len(runs) == 2
+    assert runs[0]["metrics"] != runs[1]["metrics"]  # of two seeds
+    rows = (tmp_path / "sweep" / "comparison.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[-1] for row in rows] == ["0, 1 |"]
+
+
 def test_runs_that_differ_by_their_seed_are_one_row(tmp_path):
     for number, (seed, width) in enumerate([(1, 8), (2, 8), (1, 16)]):
         (tmp_path / str(number)).mkdir()

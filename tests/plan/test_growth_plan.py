@@ -1,6 +1,10 @@
 """What a plan says when it is printed."""
 
-from models import features, stack
+import gc
+import json
+import pickle
+
+from models import PAIRS, features, stack
 
 from lightning_grow import plan_growth
 
@@ -19,3 +23,27 @@ def test_a_refusal_stands_below_the_table():
     assert "refused: cannot grow '0.weight' axis 0 (and 2 more places): source has 6 units, target has 4." in " ".join(
         text.split()
     )
+
+
+def test_a_plan_as_plain_data():
+    source, target, inputs = PAIRS["relu"].make()
+    plan = plan_growth(source, target, example_inputs=inputs)
+    found = json.loads(json.dumps(plan.to_dict()))
+    assert found["strategy"] == "preserve"
+    assert found["refused"] == []
+    assert [(group["source"], group["target"]) for group in found["groups"]] == [
+        (group.old, group.new) for group in plan.groups
+    ]
+    assert found["tensors"].keys() == plan.tensors.keys()
+    assert found["groups"][0]["members"]
+
+
+def test_a_plan_knows_its_modules_and_keeps_none_alive():
+    source, target, inputs = PAIRS["relu"].make()
+    plan = plan_growth(source, target, example_inputs=inputs)
+    assert (plan.modules.source, plan.modules.target) == (source, target)
+    copied = pickle.loads(pickle.dumps(plan))
+    assert (copied.modules.source, copied.modules.target) == (None, None)
+    del source
+    gc.collect()
+    assert plan.modules.source is None
