@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_grow.errors import WrongSetting
+from lightning_grow.private import no_onednn
 
 State = tuple[Tensor, ...]
 """What is remembered in each environment, each `(num_envs, hidden_size)`: (hidden, cell), (hidden,), or () of none."""
@@ -86,16 +88,22 @@ class Memory(nn.Module):
         """
         if past is None:
             begun = tuple(part.expand(len(features), -1) for part in self.begun)
-            whole: Tensor = self.layer(features, _in_layers(begun))[0]
-            return whole
+            return self._read(features, begun)
         pieces = cut(past.begins)
         state = tuple(
             torch.where(pieces.is_begun, begun, part[pieces.sequences])
             for begun, part in zip(self.begun, past.state, strict=True)
         )
         padded = features.new_zeros(len(pieces.sequences), pieces.longest, features.shape[-1])
-        read: Tensor = self.layer(padded.index_put(pieces.places, features.flatten(0, 1)), _in_layers(state))[0]
+        read = self._read(padded.index_put(pieces.places, features.flatten(0, 1)), state)
         return read[pieces.places].reshape(*past.begins.shape, -1)
+
+    def _read(self, features: Tensor, state: State) -> Tensor:
+        on_cpu = features.device.type == "cpu"
+        narrow = on_cpu and (torch.is_autocast_enabled("cpu") or features.dtype is not torch.float32)
+        with no_onednn() if narrow else nullcontext():  # it has no narrow LSTM for a CPU without such instructions
+            read: Tensor = self.layer(features, _in_layers(state))[0]
+        return read
 
     def step(self, features: Tensor, state: State) -> Tensor:
         """Read one step, `(num_envs, features)`, after a state, which becomes the next one in place."""
