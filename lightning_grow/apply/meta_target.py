@@ -52,13 +52,13 @@ def with_known_buffers(module: nn.Module) -> nn.Module:
     That is how torch fills a module that was built on meta: to_empty, then reset_parameters.
     """
     known = dict(_known_buffers(module))
-    return _with_buffers(copy.deepcopy(module), known) if known else module
+    return set_buffers(copy.deepcopy(module), known) if known else module
 
 
 def take_buffers(module: nn.Module, other: nn.Module) -> None:
     """Give a module on meta the buffers that no file holds, from a copy of it where they are known."""
     lacking = {name for name, buffer in module.named_buffers() if buffer.is_meta} - module.state_dict().keys()
-    _with_buffers(module, {name: buffer for name, buffer in other.named_buffers() if name in lacking})
+    set_buffers(module, {name: buffer for name, buffer in other.named_buffers() if name in lacking})
 
 
 def _known_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -72,7 +72,8 @@ def _known_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{path}.{key}".strip("."), real.get_buffer(key)) for key in lacking)
 
 
-def _with_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> nn.Module:
+def set_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> nn.Module:
+    """Give a module other buffers, by dotted name; returns it."""
     for name, buffer in buffers.items():
         owner, _, key = name.rpartition(".")
         setattr(module.get_submodule(owner), key, buffer)

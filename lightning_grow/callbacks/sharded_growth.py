@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_grow.apply.apply import write_tensor
 from lightning_grow.apply.count import report_tensor
+from lightning_grow.apply.meta_target import set_buffers
 from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import describing, find_differing
 from lightning_grow.convert import Growth
@@ -26,6 +27,7 @@ from lightning_grow.private import EXAMPLE, tree_leaves
 from lightning_grow.report import TensorReport, TransferReport
 from lightning_grow.trace.names import align_names, strip_compiled
 from lightning_grow.trace.untouched import untouched_rng
+from lightning_grow.training_state.warmup import local
 from lightning_grow.training_state.weight_copies import NOT_COPIES
 from lightning_grow.verify.run import set_attributes
 
@@ -107,9 +109,7 @@ def _twin(module: LightningModule) -> nn.Module:
             "strategy needs it: __init__ and configure_model have to make the same layers without a mesh "
             "(self.device_mesh is None). Or grow the file first: lightning_grow.convert_checkpoint."
         )
-    for name, buffer in module.named_buffers():
-        owner, _, key = name.rpartition(".")
-        setattr(twin.get_submodule(owner), key, buffer.detach())
+    set_buffers(twin, {name: buffer.detach() for name, buffer in module.named_buffers()})
     setattr(twin, EXAMPLE, module.example_input_array)
     return twin.train(module.training)
 
@@ -141,9 +141,7 @@ def _write(plan: GrowthPlan, state: Mapping[str, Any], module: nn.Module, seed: 
         if id(tensor) not in written:
             old = None if item.source_name is None else state[sources[item.source_name]].detach()
             write_tensor(item, old, initial, grown, plan.strategy, generator)
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            part = part_like(grown, tensor)
-            local.copy_(part.to_local() if isinstance(part, DTensor) else part)
+            local(tensor).copy_(local(part_like(grown, tensor)))
             written.add(id(tensor))
         reports[name] = report_tensor(item, whole(tensor), plan.explain(name))
     return [reports[name] for name in plan.tensors]

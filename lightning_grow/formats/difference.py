@@ -97,8 +97,6 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 
 def _hparams(weights: Weights) -> dict[str, Any]:
-    return checkpoint_hparams(weights.content) if weights.kind is Kind.LIGHTNING else _config(weights)
-
-
-def _config(weights: Weights) -> dict[str, Any]:
+    if weights.kind is Kind.LIGHTNING:
+        return checkpoint_hparams(weights.content)
     return weights.content if weights.kind is Kind.HUGGINGFACE else {}

@@ -106,10 +106,9 @@ def inspect_checkpoint(path: Path, key: str = "") -> Facts:
     elif weights.kind is Kind.LIGHTNING:
         facts |= _lightning(weights)
     elif weights.key:
-        facts["others"] = [str(name) for name in content if name != weights.key.split(".")[0]]
-    kind = weights.kind.value + (
-        f", weights under {weights.key!r}" if weights.key and not _is_lightning(weights) else ""
-    )
+        facts["others"] = weights.beside
+    is_told = weights.kind is Kind.TORCH and weights.key
+    kind = weights.kind.value + (f", weights under {weights.key!r}" if is_told else "")
     return Facts(kind, tensors, sum(_count(shape) for shape, _ in tensors.values()), **facts)
 
 
@@ -125,10 +124,6 @@ def find_imports(path: Path) -> list[str]:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (RuntimeError, ValueError, pickle.UnpicklingError):  # not an archive: read by weights_only alone
         return []
-
-
-def _is_lightning(weights: Weights) -> bool:
-    return weights.kind is Kind.LIGHTNING
 
 
 def _lightning(weights: Weights) -> dict[str, Any]:

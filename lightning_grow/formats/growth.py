@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_grow.convert import convert_checkpoint
-from lightning_grow.errors import CheckpointError, WrongSetting
+from lightning_grow.errors import WrongSetting
 from lightning_grow.formats.models import Described, make_bigger, make_options, make_source
-from lightning_grow.formats.pretrained import grow_pretrained, without_cache
+from lightning_grow.formats.pretrained import check_out, grow_pretrained, without_cache
 from lightning_grow.formats.weights import Kind, Weights, write_weights
 from lightning_grow.grow import compare_models, grow, plan_growth
 from lightning_grow.options import GrowthOptions, check_options
@@ -41,8 +41,7 @@ def convert_file(
         RefusedGrowth: The growth cannot be done; nothing was written.
         WrongSetting: The moments of what has none are to move.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} is there already. Pass another name: nothing is overwritten.")
+    check_out(out)
     is_whole = weights.kind is Kind.LIGHTNING and out.suffix != ".safetensors"
     if optimizer != "reset" and not is_whole:
         raise WrongSetting(f"--optimizer {optimizer} is for Lightning checkpoints; {out} gets weights alone.")

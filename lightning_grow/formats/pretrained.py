@@ -84,7 +84,7 @@ def check_out(out: Path) -> None:
         CheckpointError: `out` is a file, or a folder with something in it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} is there already. Pass a new folder: nothing is overwritten.")
+        raise CheckpointError(f"{out} is there already. Pass another name: nothing is overwritten.")
 
 
 def read_pretrained(folder: Path) -> Any:

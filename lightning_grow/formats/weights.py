@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lightning_grow.errors import CheckpointError
 from lightning_grow.extras import extra
-from lightning_grow.files.checkpoint import KEY, explain, read_file
+from lightning_grow.files.checkpoint import KEY, explain, is_mappable, read_file
 from lightning_grow.files.sections import check_sections
 from lightning_grow.files.sharded import read_metadata
 from lightning_grow.files.writing import write_checkpoint
@@ -49,6 +49,11 @@ class Weights:
     state: dict[str, Tensor]
     content: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+
+    @property
+    def beside(self) -> list[str]:
+        """What else stands in a file, by its outermost key."""
+        return [str(name) for name in self.content if name != self.key.split(".")[0]]
 
 
 def find_kind(path: Path) -> Kind:
@@ -107,7 +112,7 @@ def write_weights(like: Weights, state: Mapping[str, Tensor], path: Path) -> lis
     """
     if path.suffix == ".safetensors":
         _write_safetensors(state, path)
-        return sorted(map(str, like.content)) if not like.key else [name for name in like.content if name != like.key]
+        return like.beside
     if not like.key:
         write_checkpoint(state, path)
         return []
@@ -152,14 +157,9 @@ def _read_header(path: Path) -> Any:
     if not path.exists():
         return read_file(path)  # which says so
     try:
-        return torch.load(path, map_location="meta", mmap=_is_archive(path), weights_only=True)
+        return torch.load(path, map_location="meta", mmap=is_mappable(path), weights_only=True)
     except Exception as error:  # of a file that may hold anything
         raise CheckpointError(explain(path, error)) from error
-
-
-def _is_archive(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 def _find_states(content: Mapping[Any, Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
