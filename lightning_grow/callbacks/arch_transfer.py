@@ -16,7 +16,7 @@ from lightning_grow.callbacks.first_batch import first_inputs
 from lightning_grow.callbacks.interceptions import Interceptions
 from lightning_grow.callbacks.reporting import describe_optimizers, mark_growth, print_report, write_report
 from lightning_grow.callbacks.resume import UNNAMED, carrying, growing, reading
-from lightning_grow.callbacks.sharded_growth import grow_sharded, part_like
+from lightning_grow.callbacks.sharded_growth import check_moments, part_like, parts_of, plan_sharded, write_sharded
 from lightning_grow.callbacks.surroundings import (
     check_progress,
     check_total,
@@ -28,7 +28,6 @@ from lightning_grow.callbacks.surroundings import (
 from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import own_fingerprint, shapes_differ
 from lightning_grow.convert import Growth, grow_checkpoint
-from lightning_grow.errors import RefusedGrowth
 from lightning_grow.files.checkpoint import KEY, load_mapped, read_checkpoint
 from lightning_grow.files.hparams import name_differences
 from lightning_grow.files.rebuild import Source
@@ -38,6 +37,7 @@ from lightning_grow.plan.growth_plan import GrowthPlan
 from lightning_grow.strategies import Strategy
 from lightning_grow.trace.names import parameters_of
 from lightning_grow.training_state.optimizers import (
+    CarriedState,
     Keep,
     OptimizerChoice,
     Schedule,
@@ -171,7 +171,8 @@ class ArchTransfer(Callback):
         if growth is None:
             check_shapes(checkpoint.get("optimizer_states", ()), trainer.optimizers, pl_module)
         else:
-            self._carry_optimizers(trainer, pl_module, checkpoint, growth)
+            carried = self._carry_states(trainer, pl_module, checkpoint, growth.transfer.plan)
+            self._take_up(trainer, pl_module, checkpoint, growth, carried)
         if not self._warmup.is_finished or growth is not None:
             self._warmup.attach(trainer.optimizers, self._find_new_entries(pl_module))
 
@@ -272,24 +273,19 @@ class ArchTransfer(Callback):
             check_progress(trainer, checkpoint)
             check_total(trainer, checkpoint)
             check_has_states(checkpoint, self.optimizer, self.scheduler)
-            if self.optimizer == "asymmetric":
-                raise RefusedGrowth(
-                    "optimizer='asymmetric' gives new entries moments of their own, which no process of a sharded "
-                    "strategy holds whole. Use optimizer='transfer', with warmup_scope='new' to let new entries start "
-                    "slowly."
-                )
+            check_moments(self.optimizer)
             record = read_ours(checkpoint)
             end_warmup(checkpoint, record.pop("pending", {}).get("new_entries", {}))
             checkpoint[KEY] = record
 
         together(check)
-        growth = grow_sharded(module, checkpoint, self._find_options(trainer), path, self.source)
+        options = self._find_options(trainer)
+        plan = together(lambda: plan_sharded(module, checkpoint, options, path, self.source))
+        saved = checkpoint | {"state_dict": in_order_of(checkpoint["state_dict"], module.state_dict(), plan)}
+        carried = together(lambda: self._carry_states(trainer, module, saved, plan, parts_of(module)))
+        growth = write_sharded(module, checkpoint, plan, options.seed)
         self._announce(growth)
-        parameters = parameters_of(module)
-        checkpoint["state_dict"] = in_order_of(checkpoint["state_dict"], module.state_dict(), growth.transfer.plan)
-        self._carry_optimizers(
-            trainer, module, checkpoint, growth, lambda name, tensor: part_like(tensor, parameters[name])
-        )
+        self._take_up(trainer, module, checkpoint, growth, carried)
         for optimizer, state in zip(trainer.optimizers, checkpoint["optimizer_states"], strict=False):
             optimizer.load_state_dict(state)
         self._warmup.attach(trainer.optimizers, self._find_new_entries(module))
@@ -301,21 +297,31 @@ class ArchTransfer(Callback):
         rank_zero_info(f"Growing {self._path} with the strategy {growth.transfer.report.strategy!r}.")
         print_report(growth)
 
-    def _carry_optimizers(
+    def _carry_states(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+        plan: GrowthPlan,
+        keep: Keep = lambda name, tensor: tensor,
+    ) -> CarriedState:
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        saved = without_averaging_schedule(trainer, checkpoint)
+        return carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, keep=keep, **choices)
+
+    def _take_up(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
         checkpoint: dict[str, Any],
         growth: Growth,
-        keep: Keep = lambda name, tensor: tensor,
+        carried: CarriedState,
     ) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        choices: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.plan = plan = growth.transfer.plan
-        saved = without_averaging_schedule(trainer, checkpoint)
-        carried = carry_optimizers(saved, pl_module, trainer.optimizers, schedulers, plan, keep=keep, **choices)
-        for scheduler in schedulers if self.scheduler == "reset" else ():
-            cover_groups(scheduler)
+        self.plan = growth.transfer.plan
+        if self.scheduler == "reset":
+            for config in trainer.lr_scheduler_configs:
+                cover_groups(config.scheduler)
         self._warmup = self._make_warmup()
         if self.warmup_scope != "all" and self.num_warmup_steps:
             self._new_entries = {name: to_runs(growth.new_entries(name)) for name in parameters_of(pl_module)}

@@ -30,7 +30,8 @@ class GrowthMonitor(Callback):
     Works beside `ArchTransfer` or `GrowthSchedule`, which grow. Logged every few batches: `growth/dormant_share` and
     `growth/effective_rank` of the hidden units (see `lightning_grow.monitor.units`), and for a while after a growth
     `growth/new_gradient_share` and `growth/new_update_share`, the norm of the gradient and of the update in new entries
-    over that of all.
+    over that of all. As soon as it is clear, and at the end of the fit, a summary of the latest growth: `growth/drop`,
+    `growth/recovered_after` in optimizer steps, `growth/gain` over the mean before.
 
     A checkpoint has the latest values, so that a growing resume is compared with what was before it.
 
@@ -129,6 +130,7 @@ class GrowthMonitor(Callback):
             rank_zero_warn(f"GrowthMonitor monitors {self.monitor!r}, which was not logged. Log it, or take: {logged}.")
         for sentence in filter(None, (recovery.at_last() for recovery in self.recoveries[-1:])):
             rank_zero_info(sentence)
+        self._summarise(trainer)
         folder = trainer.log_dir or trainer.default_root_dir
         if self.recoveries and self.curve and trainer.is_global_zero and "://" not in str(folder):
             self._draw(Path(folder))
@@ -189,8 +191,15 @@ class GrowthMonitor(Callback):
             del self.curve[1::2]
         if self.recoveries and (sentence := self.recoveries[-1].take(trainer.global_step, float(value))):
             rank_zero_info(sentence)
+            self._summarise(trainer)
         if self.patience is not None and self.plateau.take({self.monitor: value}) and self.plateau.is_over():
             self._hint()
+
+    def _summarise(self, trainer: Trainer) -> None:
+        """Put the latest growth's drop, recovery and gain into every logger."""
+        numbers = self.recoveries[-1].summary() if self.recoveries else {}
+        for logger in trainer.loggers if numbers else ():
+            logger.log_metrics({f"growth/{name}": value for name, value in numbers.items()}, step=trainer.global_step)
 
     def _hint(self) -> None:
         dormant, rank = (self._seen.get(name) for name in ("dormant_share", "effective_rank"))

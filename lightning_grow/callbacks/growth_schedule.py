@@ -214,7 +214,8 @@ class GrowthSchedule(ArchTransfer):
             trainable.check(pl_module, trainer.optimizers)
             changes = self.stages[stage - 1]
             rank_zero_info(f"Stage {stage} of {len(self.stages)} at step {trainer.global_step}: {changes}.")
-            self._carry_optimizers(trainer, pl_module, checkpoint, growth)
+            carried = self._carry_states(trainer, pl_module, checkpoint, growth.transfer.plan)
+            self._take_up(trainer, pl_module, checkpoint, growth, carried)
             load_training_state(trainer, checkpoint)
         print_report(growth)
         warmup.detach()

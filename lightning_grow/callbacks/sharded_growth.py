@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lightning_grow.apply.apply import write_tensor
 from lightning_grow.apply.count import report_tensor
 from lightning_grow.apply.meta_target import set_buffers
-from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import describing, find_differing
 from lightning_grow.convert import Growth
 from lightning_grow.errors import RefusedGrowth
@@ -25,19 +24,27 @@ from lightning_grow.options import Options
 from lightning_grow.plan.growth_plan import GrowthPlan, refuse
 from lightning_grow.private import EXAMPLE, tree_leaves
 from lightning_grow.report import TensorReport, TransferReport
-from lightning_grow.trace.names import align_names, strip_compiled
+from lightning_grow.trace.names import align_names, parameters_of, strip_compiled
 from lightning_grow.trace.untouched import untouched_rng
+from lightning_grow.training_state.optimizers import Keep, OptimizerChoice
 from lightning_grow.training_state.warmup import local
 from lightning_grow.training_state.weight_copies import NOT_COPIES
 from lightning_grow.verify.run import set_attributes
 
 
-def grow_sharded(
-    module: LightningModule, checkpoint: Mapping[str, Any], options: Options, path: str | Path, source: Source | None
-) -> Growth:
-    """Grow a checkpoint into a module whose parameters are sharded, and change nothing before every rank may.
+def check_moments(optimizer: OptimizerChoice) -> None:
+    """Refuse moments that no process could hold."""
+    if optimizer == "asymmetric":
+        raise RefusedGrowth(
+            "optimizer='asymmetric' gives new entries moments of their own, which no process of a sharded strategy "
+            "holds whole. Use optimizer='transfer', with warmup_scope='new' to let new entries start slowly."
+        )
 
-    The outputs are not compared: no process has a whole model.
+
+def plan_sharded(
+    module: LightningModule, checkpoint: Mapping[str, Any], options: Options, path: str | Path, source: Source | None
+) -> GrowthPlan:
+    """What growing a checkpoint into a module whose parameters are sharded would do; changes nothing.
 
     Args:
         module: Set up by its strategy; the new entries keep its own initial values.
@@ -50,14 +57,26 @@ def grow_sharded(
         CheckpointError: The weights are not finite.
         RefusedGrowth: The growth cannot be done.
     """
+    state, twin = align_names(checkpoint["state_dict"], module.state_dict()), _twin(module)
+    small = rebuild_source(twin, checkpoint, state, source)
+    restore_attributes(small, checkpoint)
+    check_finite(state, (name for name, _ in small.named_parameters()), path)
+    with untouched_rng(), describing(checkpoint, module):
+        plan = make_growth_plan(small, twin, options)
+        refuse(plan)
+    _refuse_copies(checkpoint, plan)
+    return plan
+
+
+def write_sharded(module: LightningModule, checkpoint: Mapping[str, Any], plan: GrowthPlan, seed: int) -> Growth:
+    """Do it, in every process at once; the outputs are not compared, for no process has a whole model."""
     state = align_names(checkpoint["state_dict"], module.state_dict())
-    plan = together(lambda: _plan(module, checkpoint, state, options, path, source))
-    tensors = _write(plan, state, module, options.seed)
+    tensors = _write(plan, state, module, seed)
     set_attributes(module, plan.attributes)
     report = TransferReport(
         tensors=tuple(tensors),
         strategy=plan.strategy.name,
-        seed=options.seed,
+        seed=seed,
         function_preserving=plan.strategy.function_preserving and not plan.lost,
         refused=list(plan.lost),
         attributes=dict(plan.attributes),
@@ -80,23 +99,10 @@ def part_like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
-def _plan(
-    module: LightningModule,
-    checkpoint: Mapping[str, Any],
-    state: Mapping[str, Any],
-    options: Options,
-    path: str | Path,
-    source: Source | None,
-) -> GrowthPlan:
-    twin = _twin(module)
-    small = rebuild_source(twin, checkpoint, state, source)
-    restore_attributes(small, checkpoint)
-    check_finite(state, (name for name, _ in small.named_parameters()), path)
-    with untouched_rng(), describing(checkpoint, module):
-        plan = make_growth_plan(small, twin, options)
-        refuse(plan)
-    _refuse_copies(checkpoint, plan)
-    return plan
+def parts_of(module: nn.Module) -> Keep:
+    """What takes of a grown moment the part that this process holds of its parameter."""
+    parameters = parameters_of(module)
+    return lambda name, tensor: part_like(tensor, parameters[name])
 
 
 def _twin(module: LightningModule) -> nn.Module:

@@ -33,8 +33,13 @@ def test_a_stage_is_watched(tmp_path, caplog):
         run(tmp_path, monitor, logger=logger, log_every_n_steps=1)
     text = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     columns = dict(zip(text[0].split(","), zip(*(line.split(",") for line in text[1:]), strict=True), strict=True))
-    steps = {name: [int(step) for step, value in zip(columns["step"], columns[name], strict=True) if value]
-             for name in columns if name.startswith("growth/") and name != "growth/parameters"}  # fmt: skip
+    summary = {f"growth/{name}": value for name, value in monitor.recoveries[0].summary().items()}
+    assert {name: float(next(filter(None, reversed(columns[name])))) for name in summary} == pytest.approx(summary)
+    assert "growth/recovered_after" in summary
+    seen = {name for name in columns if name.startswith("growth/")} - {*summary, "growth/parameters"}
+    steps = {
+        name: [int(step) for step, value in zip(columns["step"], columns[name], strict=True) if value] for name in seen
+    }
     assert min(steps["growth/new_gradient_share"]) >= 16 > min(steps["growth/dormant_share"])
     assert steps["growth/effective_rank"] == steps["growth/dormant_share"]
     assert all(0 <= float(value) <= 1 for name in steps for value in columns[name] if value)

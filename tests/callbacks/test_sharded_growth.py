@@ -211,10 +211,14 @@ def test_a_warm_up_goes_on_after_a_resume_in_its_middle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("hidden_dims", "message"),
-    [("[5, 7]", "source has 9"), ("[14, 11]", "holds what may be a copy of the weights")],
+    ("hidden_dims", "settings", "message"),
+    [
+        ("[5, 7]", "{}", "source has 9"),
+        ("[14, 11]", "{}", "holds what may be a copy of the weights"),
+        ("[13, 10]", "{'schedule': 'cosine', 'scheduler': 'keep'}", "the checkpoint has 0 schedulers"),
+    ],
 )
-def test_a_refusal_reaches_every_process_and_changes_nothing(tmp_path, hidden_dims, message):
+def test_a_refusal_reaches_every_process_and_changes_nothing(tmp_path, hidden_dims, settings, message):
     found = run(
         tmp_path,
         f"""
@@ -234,7 +238,7 @@ def test_a_refusal_reaches_every_process_and_changes_nothing(tmp_path, hidden_di
                 return super().configure_optimizers()
         Sharded = Before
         try:
-            fit({hidden_dims}, folder, 2, f"{{folder}}/small.ckpt")
+            fit({hidden_dims}, folder, 2, f"{{folder}}/small.ckpt", **{settings})
         except RefusedGrowth as error:
             module = before.pop("module")
             same = all(torch.equal(whole(item), before[name]) for name, item in module.state_dict().items())

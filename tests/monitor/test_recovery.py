@@ -63,3 +63,21 @@ def test_what_is_kept_does_not_grow_with_the_run():
     assert recovery.take(2000, 10.0) == (
         "value dropped from 10 to 4 after the growth at step 100 and recovered after 1900 steps."
     )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("values", "numbers"),
+    [
+        ([], {}),
+        ([9.0, 10.0, 11.0], {"drop": 0.0, "recovered_after": 0, "gain": 1.0}),
+        ([8.0, 4.0, 9.0, 9.75, 3.0], {"drop": 6.0, "recovered_after": 20, "gain": -7.0}),
+        ([4.0, 5.0], {"drop": 6.0, "gain": -5.0}),
+        ([10.0, 10.0, 10.0, 12.0, 13.0, 14.0, 15.0], {"drop": 0.0, "recovered_after": 0, "gain": 5.0}),
+    ],
+)
+def test_a_summary_has_the_drop_the_recovery_and_the_gain_as_it_is_now(sign, values, numbers):
+    recovery = Recovery("value", 100, [sign * value for value in BEFORE], larger_is_better=sign > 0)
+    for number, value in enumerate(values, start=1):
+        recovery.take(100 + 5 * number, sign * value)
+    assert recovery.summary() == numbers
