@@ -12,7 +12,14 @@ from typing_extensions import Unpack
 
 from lightning_grow.apply.apply import Allocate, empty_state, in_memory, write_state
 from lightning_grow.apply.count import report_tensor
-from lightning_grow.apply.meta_target import initial_state, is_meta, take_buffers, with_known_buffers, with_memory
+from lightning_grow.apply.meta_target import (
+    initial_state,
+    is_meta,
+    take_buffers,
+    take_memory,
+    with_known_buffers,
+    with_memory,
+)
 from lightning_grow.apply.new_outputs import start_new_outputs
 from lightning_grow.errors import BrokenInvariant, GrowError, RefusedGrowth
 from lightning_grow.options import GrowthOptions, Options, check_options
@@ -155,7 +162,8 @@ def grow_in_place(source: nn.Module, target: nn.Module, options: Options) -> Tra
     if keeps_values and not options.verify and request.target is target and not is_meta(target):
         return _write_in_place(request)
     done = _build(request)
-    target.load_state_dict(done.state_dict, assign=is_meta(target))
+    take_memory(target, done.state_dict)
+    target.load_state_dict(done.state_dict)
     take_buffers(target, request.target)
     set_attributes(target, done.plan.attributes)
     return done.report

@@ -23,6 +23,9 @@ COMPILED = "_orig_mod."
 RESETS = ("reset_parameters", "_reset_parameters")
 """How torch's modules draw their values anew."""
 
+INITIALISES = "_init_weights"
+"""The method of transformers, timm and many others that draws the values of a part it is given: ``apply`` calls it."""
+
 STATE_DICT_HOOKS = "_optimizer_state_dict_post_hooks"
 """What torch's Optimizer.__init__ gives an optimizer; some wrappers never call it."""
 

@@ -379,6 +379,81 @@ def test_buffers_of_no_file_on_the_meta_device_are_what_reset_parameters_makes_t
     torch.testing.assert_close(target(*inputs), source(*inputs), rtol=1e-13, atol=1e-13)  # float64 sums of 12
 
 
+class Drawn(nn.Module):
+    """Initialises what it holds as transformers and timm do: a method of the whole for every part."""
+
+    def __init__(self, width, base=100.0):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, width), Gain(width), Mask(), nn.ReLU(), nn.Linear(width, 3)).double()
+        self.apply(self._init_weights)
+
+    def _init_weights(self, part):
+        if isinstance(part, Gain):
+            nn.init.constant_(part.gain, 7.0)
+        if isinstance(part, Mask):
+            part.seen.copy_(torch.ones(4, 4).tril().bool())
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class Mask(nn.Module):
+    """Adds up what is before: a table of no file, of a type that has no NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.ones(4, 4).tril().bool(), persistent=False)
+
+    def forward(self, x):
+        return self.seen.to(x.dtype) @ x
+
+
+def test_what_is_on_meta_starts_as_init_weights_of_a_module_around_it_says():
+    source, inputs = Drawn(8), (torch.randn(4, 6, dtype=torch.float64),)
+    with torch.device("meta"):
+        target = Drawn(12)
+    report = grow(source, target, example_inputs=inputs)
+    assert report.max_output_error <= EXACT
+    assert target.body[1].gain[8:].tolist() == [7.0] * 4
+    assert torch.equal(target.body[2].seen, source.body[2].seen)
+
+
+@pytest.mark.parametrize("left", ["gain", "seen"])
+def test_what_init_weights_leaves_out_is_no_value(left, monkeypatch):
+    whole = Drawn._init_weights
+    part = {"gain": Gain, "seen": Mask}[left]
+    source, inputs = Drawn(8), (torch.randn(4, 6, dtype=torch.float64),)
+    monkeypatch.setattr(
+        Drawn, "_init_weights", lambda self, item: None if isinstance(item, part) else whole(self, item)
+    )
+    with torch.device("meta"):
+        target = Drawn(12)
+    with pytest.raises(RefusedGrowth, match=left):
+        grow(source, target, example_inputs=inputs)
+    assert all(item.is_meta for item in (*target.parameters(), *target.buffers()))
+
+
+class TiedHead(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(16, width), nn.Linear(width, 16, bias=False)
+        self.mix = nn.Linear(width, width)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x):
+        return self.head(self.mix(self.tokens(x)).relu())
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_tied_weights_on_meta_stay_tied(verify):
+    source, inputs = TiedHead(8).double(), (torch.arange(6),)
+    with torch.device("meta"):
+        target = TiedHead(12).double()
+    grow(source, target, example_inputs=inputs, verify=verify)
+    assert target.head.weight is target.tokens.weight
+    torch.testing.assert_close(target(*inputs), source(*inputs), rtol=1e-13, atol=1e-13)  # float64 sums of 12
+
+
 def test_buffers_of_no_file_whose_values_differ_are_refused_on_the_meta_device_too():
     source = nn.Sequential(nn.Linear(6, 8), Rotary(8), nn.ReLU(), nn.Linear(8, 3)).double()
     with torch.device("meta"):

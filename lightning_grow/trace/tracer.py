@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -124,8 +125,9 @@ def trace(module: nn.Module, example_inputs: Any, forward: Forward | None = None
         raise RefusedGrowth(
             f"the buffers {', '.join(map(repr, unknown[:3]))} are on the meta device and no part of the state dict: "
             f"only the constructor of {type(module).__name__} knows what they hold. Give the modules that own them a "
-            "reset_parameters() that computes them, or build the module on a real device, or its buffers there and "
-            "its parameters on meta (as accelerate's init_empty_weights does)."
+            "reset_parameters() that computes them, or one around them an _init_weights(module), or build the module "
+            "on a real device, or its buffers there and its parameters on meta (as accelerate's init_empty_weights "
+            "does)."
         )
     if not tape.outputs:
         raise RefusedGrowth(
@@ -246,10 +248,10 @@ def _register(module: nn.Module, tracer: Recorder) -> dict[int, Tensor]:
 
 
 def _stand_in(tensor: Tensor, device: str | None) -> Tensor:
-    """On meta; else a copy, and of what is on meta itself a zero in every place, which takes no memory."""
+    """On meta; else a copy, and of what is on meta itself zeros, which take no memory until one is written."""
     if device is None and tensor.is_meta:
-        shape = tensor.shape if tensor.dim() == 1 else ()  # of a bias torch asks whether it is contiguous
-        copy = torch.zeros(shape, dtype=tensor.dtype).expand(tensor.shape)
+        pages = np.zeros(max(tensor.numel(), 1) * tensor.element_size(), np.uint8)  # calloc; torch.zeros writes them
+        copy = torch.from_numpy(pages).view(tensor.dtype)[: tensor.numel()].view(tensor.shape)
     else:
         copy = tensor.detach().to("meta") if device == "meta" else tensor.detach().clone()
     copy = copy.detach() if copy is tensor else copy

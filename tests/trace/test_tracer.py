@@ -171,6 +171,18 @@ def test_a_choice_by_the_input_is_made_with_real_inputs_where_the_weights_are_on
     assert all(tensor.is_meta for tensor in module.state_dict().values())
 
 
+def test_weights_on_meta_lie_as_real_ones_do_where_a_forward_needs_contents():
+    class Kernel(nn.Linear):
+        def forward(self, x):
+            if not torch.zeros(()).item() and self.weight.stride() != (3, 1):  # as grouped products ask
+                raise ValueError("it lies otherwise")
+            return super().forward(x)
+
+    with torch.device("meta"):
+        module = Kernel(3, 4)
+    assert trace(module, (torch.ones(2, 3),)).nodes
+
+
 def test_every_operator_names_its_module():
     source, _, inputs = PAIRS["residual stream"].make()
     parts = [node for node in trace(source, inputs).nodes if node.whole is not None]

@@ -364,11 +364,13 @@ GROWTHS = [
 ]
 
 
-def make(name: str, growth: Growth) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+def make(name: str, growth: Growth, device: str = "cpu") -> tuple[nn.Module, nn.Module, dict[str, Any]]:
     """A trained-looking source, a fresh target, and the arguments of `grow`."""
     model = MODELS[name]
     torch.manual_seed(0)
-    source, target = model.build(**growth.both), model.build(**growth.both, **growth.changes)
+    source = model.build(**growth.both)
+    with torch.device(device):
+        target = model.build(**growth.both, **growth.changes)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in source.parameters():

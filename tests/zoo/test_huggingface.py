@@ -7,6 +7,9 @@ from huggingface import GROWTHS, make
 
 from lightning_grow import RefusedGrowth, grow, plan_growth
 
+NO_START = {"Decision Transformer": r"\(Conv1D\) .*has no reset_parameters .*nor does an _init_weights"}
+"""Where only a constructor says what new entries start at."""
+
 
 @pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
 @pytest.mark.parametrize(("name", "what", "growth"), GROWTHS, ids=[f"{name}, {what}" for name, what, _ in GROWTHS])
@@ -27,6 +30,19 @@ def test_a_target_without_weights_gets_the_same_verdict(name, what, growth):
     source, target, options = make(name, growth)
     plan = plan_growth(source, weightless(target), **options)
     assert bool(plan.refused) == bool(growth.refused), plan.refused
+
+
+@pytest.mark.parametrize(("name", "what", "growth"), GROWTHS, ids=[f"{name}, {what}" for name, what, _ in GROWTHS])
+def test_a_target_built_on_meta_gets_the_same_verdict(name, what, growth):
+    source, target, options = make(name, growth, "meta")
+    refused = growth.refused or NO_START.get(name)
+    if refused:
+        with pytest.raises(RefusedGrowth, match=f"(?s){refused}"):
+            grow(source, target, **options)
+        return
+    report = grow(source, target, **options)
+    assert report.max_output_error <= report.tolerance < 100 * torch.finfo(torch.float32).eps
+    assert not any(tensor.is_meta for tensor in (*target.parameters(), *target.buffers()))
 
 
 def test_a_target_without_weights_keeps_its_buffers():
