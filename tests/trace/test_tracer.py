@@ -174,7 +174,7 @@ def test_a_choice_by_the_input_is_made_with_real_inputs_where_the_weights_are_on
 def test_weights_on_meta_lie_as_real_ones_do_where_a_forward_needs_contents():
     class Kernel(nn.Linear):
         def forward(self, x):
-            if not torch.zeros(()).item() and self.weight.stride() != (3, 1):  # as grouped products ask
+            if x.sum().item() > 0 and self.weight.stride() != (3, 1):  # as grouped products ask
                 raise ValueError("it lies otherwise")
             return super().forward(x)
 
