@@ -123,3 +123,12 @@ def say_other_layout(source: Axis, target: Axis) -> str:
         f"as {target}. Expected the same layout with more units; keep the structure (heads, groups, streams) and grow "
         "one size."
     )
+
+
+def say_traded(source: Axis, target: Axis) -> str:
+    """Why an axis does not grow though a part of it does, for a refusal."""
+    return (
+        f"the source uses its {source.size} positions as {source}, the target its {target.size} as {target}: one size "
+        "grows at the cost of another (more heads, each smaller, say). Keep the one and grow the other: as many "
+        "heads of a larger size, or more heads of the size they have."
+    )

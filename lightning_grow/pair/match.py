@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_grow.pair.entries import key, moved, only_moves
-from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout
+from lightning_grow.pair.layouts import OtherLayout, pair_axes, say_other_layout, say_traded
 from lightning_grow.pair.maps import UnitMap, axis_map, prefix_map
 from lightning_grow.pair.operators import Operators, computed_again
 from lightning_grow.trace.axes import Axis, atoms, resolve
@@ -37,6 +37,13 @@ class Refusal:
         return _at_once(self.reason, [self.place] if self.place else [])
 
 
+class LeftOut(NamedTuple):
+    """The outputs that are not compared: what a forward takes back, of another size now, and what is new."""
+
+    state: frozenset[str] = frozenset()
+    added: frozenset[str] = frozenset()
+
+
 class Match:
     """Two tapes side by side. What is stated is only added to, and `rewind` drops what was stated last.
 
@@ -54,6 +61,7 @@ class Match:
         placed: The same, where constants tell the units apart; of the run under way.
         values: Target value -> source value.
         refused: What cannot be matched.
+        left_out: The outputs that are not compared.
         operators: The source's operators.
     """
 
@@ -72,6 +80,7 @@ class Match:
         self.placed: dict[Axis, Tensor] = {}
         self.values: dict[Value, Value] = {}
         self.refused: list[Refusal] = []
+        self.left_out = LeftOut()
         self._seen: dict[Any, int] = {}
         self._log: list[tuple[dict[Any, Any], Any, Any]] = []
         self._same: dict[Value, Value] = {}
@@ -160,7 +169,10 @@ class Match:
             pairs = list(pair_axes(source, target, self._is_known))
         except OtherLayout:
             return [Refusal(say_other_layout(source, target), place=place)]
-        return [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
+        found = [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
+        if any(old is not None and old.size < new.size for old, new in pairs):
+            return [replace(item, reason=say_traded(source, target)) if item.atom else item for item in found]
+        return found
 
     def _pair_atoms(self, source: Axis | None, target: Axis, place: str) -> Refusal | None:
         known = self.atoms.get(target)
@@ -190,11 +202,6 @@ class Match:
     def _is_known(self, source: Axis, target: Axis) -> bool:
         source = resolve(source)
         return any(resolve(atom) is source for atom in self.atoms.get(resolve(target), ()))
-
-    @property
-    def left_out(self) -> set[str]:
-        """The outputs that are not compared; see `without_other_state`."""
-        return {name for tape in (self.source, self.target) for name in tape.carried - tape.outputs.keys()}
 
     # ---- units
     def refusals(self) -> list[str]:

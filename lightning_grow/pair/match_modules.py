@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_grow.pair.idle import join_idle
 from lightning_grow.pair.layouts import say_other_layout
-from lightning_grow.pair.match import Match, Refusal
+from lightning_grow.pair.match import LeftOut, Match, Refusal
 from lightning_grow.pair.names import match_names
 from lightning_grow.pair.settings import find_settings
 from lightning_grow.trace.outputs import Forward
@@ -39,18 +39,36 @@ def match_modules(
     Raises:
         RefusedGrowth: A module cannot be traced.
     """
-    old, new = without_other_state(trace(source, source_inputs, forward), trace(target, target_inputs, forward))
+    tapes = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
+    old, new, left_out = without_others(*tapes)
     names, settings = match_names(_shapes(source), _shapes(target), rename), find_settings(source, old)
-    return match_tapes(old, new, {name: own for name, own in names.items() if own not in settings}, settings)
+    match = match_tapes(old, new, {name: own for name, own in names.items() if own not in settings}, settings)
+    match.left_out = left_out
+    return match
 
 
-def without_other_state(source: Trace, target: Trace) -> tuple[Trace, Trace]:
-    """Leave out what a forward carries to its next call where its size is another one: a cache of more heads."""
+def without_others(source: Trace, target: Trace) -> tuple[Trace, Trace, LeftOut]:
+    """Leave out outputs that cannot be compared.
+
+    These are what a forward carries to its next call where its size is another one, a cache of more heads, and what the
+    target returns besides all that the source does, the attention of new layers in a list of all layers'.
+    """
     carried = source.carried | target.carried
     sizes = [{name: value.shape for name, value in tape.outputs.items()} for tape in (source, target)]
-    left_out = {name for name in carried if sizes[0].get(name) != sizes[1].get(name)}
-    kept = [{name: value for name, value in tape.outputs.items() if name not in left_out} for tape in (source, target)]
-    return replace(source, outputs=kept[0]), replace(target, outputs=kept[1])
+    state = {name for name in carried if sizes[0].get(name) != sizes[1].get(name)}
+    old, new = (tape.outputs.keys() - state for tape in (source, target))
+    added = new - old if old <= new and all(_continues(name, old) for name in new - old) else set[str]()
+    kept = [
+        {name: value for name, value in tape.outputs.items() if name not in state | added} for tape in (source, target)
+    ]
+    left_out = LeftOut(frozenset(state), frozenset(added))
+    return replace(source, outputs=kept[0]), replace(target, outputs=kept[1]), left_out
+
+
+def _continues(name: str, others: Collection[str]) -> bool:
+    """Whether an output is one more of a container's, of which others are known."""
+    container = name[: name.rfind("[")]
+    return bool(container) and any(other.startswith(f"{container}[") for other in others)
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

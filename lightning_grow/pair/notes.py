@@ -85,10 +85,17 @@ def name_moved_outputs(match: Match) -> list[str]:
 
 
 def name_left_out(match: Match) -> list[str]:
-    """Say what is carried from call to call in another size than the source's."""
-    if not match.left_out:
-        return []
-    return [
-        f"{len(match.left_out)} tensors that the forward takes back in its next call are of other sizes than the "
-        f"source's, or new ({min(match.left_out)}, say): such a state is not handed on from the source, nor compared."
-    ]
+    """Say what is carried from call to call in another size than the source's, and what else is not compared."""
+    state, added = match.left_out
+    said = []
+    if state:
+        said.append(
+            f"{len(state)} tensors that the forward takes back in its next call are of other sizes than the source's, "
+            f"or new ({min(state)}, say): such a state is not handed on from the source, nor compared."
+        )
+    if added:
+        said.append(
+            f"The target returns {len(added)} more tensors than the source ({min(added)}, say): new layers' own, not "
+            "compared."
+        )
+    return said

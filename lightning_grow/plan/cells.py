@@ -160,5 +160,6 @@ def union(entries: Iterable[frozenset[Entry] | None]) -> frozenset[Entry] | None
 
 
 def origins(cells: Iterable[Cell]) -> str:
-    """Where the new cells among these came about."""
-    return ", ".join(dict.fromkeys(cell.origin for cell in cells if cell.origin)) or "new entries"
+    """Where the new cells among these came about, the first three."""
+    found = dict.fromkeys(origin for cell in cells for origin in cell.origin.split(", ") if origin)
+    return ", ".join([*found][:3]) or "new entries"

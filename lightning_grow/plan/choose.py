@@ -18,7 +18,7 @@ from lightning_grow.plan.run import Run, number_variable
 from lightning_grow.plan.scale import Scale, Variable, solve
 from lightning_grow.plan.step import Choice
 from lightning_grow.strategies.base import Strategy
-from lightning_grow.trace.axes import resolve
+from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.tape import Node, Trace
 
 
@@ -68,7 +68,7 @@ def choose(
     """
     promises = options.strategy.function_preserving
     start = first_choice(match, units, options.strategy)
-    attempt = _attempts(match, roles, states)
+    attempt = _attempts(match, roles, states, units.never)
     bare = replace(start, identities=frozenset())  # a branch that begins at 0 learns better than one of identities
     first = attempt(bare if promises else replace(start, copied=frozenset()), None)
     is_deeper = any(name not in match.names for name in match.target.tensors)
@@ -93,7 +93,9 @@ def _reach(chosen: Chosen) -> tuple[int, int]:
     return chosen.run.first_failure if chosen.run is not None else 0, len(chosen.choice.identities)
 
 
-def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Choice, Run | None], Chosen]:
+def _attempts(
+    match: Match, roles: Roles, states: InitialStates, never: frozenset[Axis]
+) -> Callable[[Choice, Run | None], Chosen]:
     """Runs that all begin with the same match; each takes over from the one before it what it can."""
     gains = _gains(match.target, roles)
 
@@ -109,17 +111,21 @@ def _attempts(match: Match, roles: Roles, states: InitialStates) -> Callable[[Ch
         failures = run.failures
         factors, broken = ({}, []) if failures else solve(run.equations, rank)
         parts = dict.fromkeys(item.reason for item in failures if item.parts)
-        lost = dict.fromkeys([item.reason for item in failures] + [_broken(item.reason) for item in broken])
+        given = [atom for atom in run.admitted if match.grows(atom) and atom in never] if broken else []
+        scaled = [_broken(item.reason, run.describe(given) if given else "") for item in broken]
+        lost = dict.fromkeys([item.reason for item in failures] + scaled)
         return Chosen(choice, run, factors, tuple(parts), tuple(lost))
 
     return attempt
 
 
-def _broken(reason: str) -> str:
+def _broken(reason: str, given: str) -> str:
+    way = "Use a multiple of the source's size, so that units can be copied"
+    if given:
+        way = f"Units of {given} cannot be copies, for inputs, constants or a state that begins at 0 have them: keep it"
     return (
         f"{reason} gets its input at another scale than in the source, and no parameter before it can take up the "
-        "factor. Use a multiple of the source's size, so that units can be copied; or, if it is a norm, "
-        "allow_attribute_changes=True."
+        f"factor. {way}; or, if it is a norm, allow_attribute_changes=True."
     )
 
 

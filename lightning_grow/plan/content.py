@@ -58,7 +58,7 @@ def known_factor(run: Run, node: Node, value: Value) -> float:
 def _sizes_that_may(run: Run, growing: list[Axis]) -> str:
     """What to try where a constant's values are missing: twice as many rotary frequencies hold the old ones."""
     others = "another size (the number of heads or layers, the feed-forward width)"
-    if any(atom.size % run.match.old_size(atom) for atom in growing):
+    if any(atom.size % (run.match.old_size(atom) or atom.size) for atom in growing):
         return f"Take a multiple of the source's size (twice as many frequencies may hold the old ones), or {others}."
     return f"Keep this size and grow {others}."
 

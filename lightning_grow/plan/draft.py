@@ -75,7 +75,7 @@ def make_plan(
         input_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.inputs),
         source_positions=tuple(tuple(map(match.source_positions, value.axes)) for value in match.target.inputs),
         output_positions=tuple(tuple(map(match.old_positions, value.axes)) for value in match.target.outputs.values()),
-        left_out=frozenset(match.left_out),
+        left_out=match.left_out.state | match.left_out.added,
         ways=find_ways(match.target, chosen.stuck) if chosen.stuck is not None else {},
     )
 

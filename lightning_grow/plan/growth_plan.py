@@ -40,7 +40,7 @@ class GrowthPlan:
         input_positions: For every dimension of every input tensor, the positions that the source has too.
         source_positions: Their positions in the source: all of it, but for dropped inputs.
         output_positions: For every dimension of every output tensor, the positions that the source has too.
-        left_out: Outputs that are not compared: what a forward takes back in its next call, of another size now.
+        left_out: Outputs that are not compared: new ones, and what a forward takes back, of another size now.
         ways: Where it is refused: the operators from each tensor to the first one in the way.
         modules: Whose growth it is, while they live.
     """

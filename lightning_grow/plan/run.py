@@ -30,12 +30,13 @@ from lightning_grow.plan.cells import (
     kept,
 )
 from lightning_grow.plan.initial_states import InitialStates
+from lightning_grow.plan.new_layers import behind_the_sum
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.plan.tapes import draws, first_uses, weights
 from lightning_grow.trace.axes import Axis, resolve
 from lightning_grow.trace.meanings import Cells, Contract
-from lightning_grow.trace.tape import Node, Value, atoms_of
+from lightning_grow.trace.tape import Node, Value, atoms_of, is_random
 
 
 class Run:
@@ -188,12 +189,15 @@ class Run:
         layers = new_modules(self.match.target.tensors, self.match.names)
         if not layers:
             origin = next((step.difference for step in self.steps if step.difference), origin)
-            reason = (
-                f"the two models differ: the target computes {origin}. Keep the architecture and change sizes only."
-            )
-            return NotKept(reason, parts=True)
+            drawn = next((step.node for step in self.steps if step.node and is_random(step.node)), None)
+            way = "Keep the architecture and change sizes only."
+            if drawn is not None and drawn.place in origin:
+                way = "It draws random numbers in eval mode too, of another shape and so others. Draw in training only."
+            return NotKept(f"the two models differ: the target computes {origin}. {way}", parts=True)
+        behind = next(filter(None, (behind_the_sum(self.match.target, layer) for layer in layers)), None)
+        cause = f"{behind.place} stands behind the residual sum" if behind else f"the target computes {origin}"
         reason = (
-            f"new layers {name_some(layers)} change the function: the target computes {origin}. A new layer keeps the "
+            f"new layers {name_some(layers)} change the function: {cause}. A new layer keeps the "
             "function as a residual branch that ends in weights (behind a ReLU, 0 never learns; a norm after the sum "
             "changes it), or as an identity between two ReLUs (an activation that changes nothing when applied again). "
             "Widen instead of deepening, or choose a strategy that is not function-preserving."

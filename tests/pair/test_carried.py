@@ -61,3 +61,36 @@ def test_a_plain_output_under_the_name_of_an_input_is_no_cache():
 
     with pytest.raises(RefusedGrowth, match="output 0 grows along axis 1"):
         grow(Renamed(6, 3), Renamed(6, 5), example_inputs=(torch.ones(2, 6),))
+
+
+class Watched(Steps):
+    """The same layers' hidden values as an output that no call takes back."""
+
+    def __init__(self, depth, shown=9, seen="seen"):
+        super().__init__(4, depth)
+        self.shown, self.seen = shown, seen
+
+    def forward(self, x):
+        out = super().forward(x)
+        return {"y": out["y"], self.seen: out["past"][: self.shown]}
+
+
+def test_outputs_that_only_a_deeper_network_has_are_not_compared_and_said():
+    source, target = Watched(1).double(), Watched(2).double()
+    plan = plan_growth(source, target, example_inputs=features())
+    assert plan.left_out == {"['seen'][1]"}
+    assert any("returns 1 more tensors than the source (['seen'][1], say)" in note for note in plan.notes)
+    grow(source, target, example_inputs=features())
+    expected, got = source(*features()), target(*features())
+    torch.testing.assert_close(got["y"], expected["y"])
+    torch.testing.assert_close(got["seen"][:1], expected["seen"])
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(Watched(2), Watched(2, shown=1)), (Watched(1), Watched(2, seen="z")), (Watched(1, shown=0), Watched(1))],
+    ids=["fewer", "others", "of a new kind"],
+)
+def test_other_outputs_are_refused(source, target):
+    with pytest.raises(RefusedGrowth, match=r"the source returns \d tensors, the target \d"):
+        grow(source.double(), target.double(), example_inputs=features())

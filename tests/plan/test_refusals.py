@@ -122,6 +122,25 @@ class Capped(nn.Module):
         return self.out(self.layers(x))
 
 
+class PostNorm(nn.Module):
+    """Blocks as the first transformer's."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.norm = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), nn.LayerNorm(6)
+
+        def forward(self, x):
+            return self.norm(x + self.branch(x))
+
+    def __init__(self, depth):
+        super().__init__()
+        self.blocks, self.out = nn.Sequential(*(self.Block() for _ in range(depth))), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.blocks(x)).relu()
+
+
 def trunk(shared):
     return TwoHeads(8) if shared else stack(8)
 
@@ -139,6 +158,15 @@ CASES = {
     "depth under tanh": (
         Pair(stack, (8, 8), (8, 8, 8), options={"activation": nn.Tanh}),
         r"new layers '4' change the function: .*aten.tanh.*0 never learns.*between two ReLUs.*not function-preserving",
+    ),
+    "depth behind a norm": (
+        Pair(PostNorm, (1,), (2,)),
+        r"new layers 'blocks.1' change the function: aten.native_layer_norm.default in 'blocks.1.norm' stands behind the "
+        r"residual sum",
+    ),
+    "noise in eval mode": (
+        middle(lambda x: x + torch.randn(x.shape, dtype=x.dtype)),
+        r"aten.randn.default in the model's forward. It draws random numbers in eval mode too",
     ),
     "depth under a lower bound": (
         Pair(Capped, (20.0,), (20.0, 6.0)),
@@ -162,7 +190,7 @@ CASES = {
     ),
     "heads swapped": (
         Pair(Heads, (4, 16), (8, 8), sequence),
-        r"'qkv.weight' axis 0 \(and 2 more places\): source has 16 units, target has 8",
+        r"'qkv.weight' axis 0 \(and 1 more place\): .* as \(\(1\+1\+1\)\*8\*8\): one size grows at the cost of",
     ),
     "sines added in front of a norm": (
         middle(lambda x: torch.nn.functional.layer_norm(x + sines(x.shape[-1]), x.shape[-1:]), 16),

@@ -35,6 +35,10 @@ CASES = {
     "create": [((3,), lambda w: torch.arange(4) + w[:1], "[(1+2)]", "[4]")],
     "create_like": [((3, 4), lambda w: w.new_zeros(3, 4) + w, "[3, 4]", "[3, 4]")],
     "pointwise": [((3, 1), lambda w: w * torch.ones(5), "[3, 1]", "[3, 5]")],
+    "complex_numbers": [
+        ((3, 4), lambda w: torch.complex(w, w).conj() * 2, "[3, 4]", "[3, 4]"),
+        ((3, 4), lambda w: torch.polar(w.abs(), w).conj().abs(), "[3, 4]", "[3, 4]"),
+    ],
     "permute": [
         ((2, 3, 4), lambda w: w.permute(2, 0, 1), "[2, 3, 4]", "[4, 2, 3]"),
         ((2, 3), lambda w: w.t(), "[2, 3]", "[3, 2]"),

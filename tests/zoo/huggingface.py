@@ -120,6 +120,14 @@ MODELS = {
         "AlbertConfig",
         TOKENS | TEXT | {"embedding_size": 8, "hidden_size": 16, "intermediate_size": 32},
     ),
+    "DeBERTa-v2": Model(
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        TOKENS
+        | TEXT
+        | {"hidden_size": 16, "intermediate_size": 32, "relative_attention": True, "position_buckets": 8}
+        | {"pos_att_type": ["p2c", "c2p"]},
+    ),
     "T5": Model(
         "T5ForConditionalGeneration",
         "T5Config",
@@ -281,6 +289,8 @@ GROWTHS = [
     ("DistilBERT", "width x2", Growth({"dim": 32, "n_heads": 8}, outputs=True)),
     ("ALBERT", "inner width of a shared layer", Growth({"intermediate_size": 48})),
     ("ALBERT", "factorised embedding", Growth({"embedding_size": 16})),
+    ("DeBERTa-v2", "width x2, heads", Growth({"hidden_size": 32, "num_attention_heads": 8})),
+    ("DeBERTa-v2", "depth (post-norm)", Growth({"num_hidden_layers": 3}, refused="stands behind the residual sum")),
     ("T5", "heads, inner width", Growth({"num_heads": 6, "d_ff": 48})),
     ("T5", "width x1.5", Growth({"d_model": 24}, outputs=True)),
     ("T5", "head size", Growth({"d_kv": 6})),

@@ -119,6 +119,12 @@ def unfold(call: Call) -> list[Output]:
     return call.mix((dim,), [*(None if number == dim else number for number in range(rank)), None])
 
 
+@axis_rule("complex", "polar", "_conj", "resolve_conj", "_neg_view", "resolve_neg")
+def complex_numbers(call: Call) -> list[Output]:
+    """Made of two real ones; conjugates and negatives that torch notes on a view: pointwise, though not tagged so."""
+    return pointwise(call)
+
+
 @axis_rule("view_as_complex", "view_as_real")
 def complex_parts(call: Call) -> list[Output]:
     """The last dimension holds the real and the imaginary part."""
