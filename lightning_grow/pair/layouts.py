@@ -9,6 +9,8 @@ from lightning_grow.trace.axes import Axis, AxisError, atoms, cut, factor, resol
 
 _LONGEST = 12  # parts up to which every choice of them is tried; the parts of a longer list are taken from the front
 
+_ONE = Axis(1)  # what the source has of a factor that it does not know
+
 AtomPair = tuple[Axis | None, Axis]  # None: the source has no such units
 
 
@@ -16,19 +18,20 @@ class OtherLayout(Exception):
     """The two models use the positions of an axis differently."""
 
 
-def pair_axes(source: Axis, target: Axis, is_known: Callable[[Axis, Axis], bool]) -> Iterator[AtomPair]:
+def pair_axes(source: Axis, target: Axis, stated: Callable[[Axis, Axis], int]) -> Iterator[AtomPair]:
     """State that a source axis became a target axis; refine both, and yield the pairs of their atoms.
 
     Args:
         source: An axis of the source's tape.
         target: An axis of the target's tape.
-        is_known: Whether two atoms are a pair already, which decides between parts of a list.
+        stated: 1 where two atoms are a pair already, -1 where the target's is one of another size, else 0: this decides
+            between parts of a list.
 
     Raises:
         OtherLayout: They have no common layout.
 
     >>> one, two = Axis(3), Axis(4)
-    >>> list(pair_axes(Axis(7, "sum", (one, two)), Axis(9, "sum", (Axis(3), Axis(6))), lambda *_: False))
+    >>> list(pair_axes(Axis(7, "sum", (one, two)), Axis(9, "sum", (Axis(3), Axis(6))), lambda *_: 0))
     [(3, 3), (4, 6)]
     """
     source, target = resolve(source), resolve(target)
@@ -41,12 +44,12 @@ def pair_axes(source: Axis, target: Axis, is_known: Callable[[Axis, Axis], bool]
     kind = target.kind or source.kind
     ours = source.parts if source.kind == kind else (source,)
     theirs = target.parts if target.kind == kind else (target,)
-    matches = _match_parts(ours, theirs, is_known)
+    matches = _match_parts(ours, theirs, stated)
     if matches is None:
         raise OtherLayout
     for index, part in enumerate(theirs):
         if index in matches:
-            yield from pair_axes(ours[matches[index]], part, is_known)
+            yield from pair_axes(ours[matches[index]], part, stated)
             continue
         new = list(atoms(part))
         if kind == "product":  # the source has one of these units, the first
@@ -91,9 +94,9 @@ def _common_cuts(first: Axis, second: Axis) -> list[int]:
 
 
 def _match_parts(
-    source: tuple[Axis, ...], target: tuple[Axis, ...], is_known: Callable[[Axis, Axis], bool]
+    source: tuple[Axis, ...], target: tuple[Axis, ...], stated: Callable[[Axis, Axis], int]
 ) -> dict[int, int] | None:
-    """Target part -> source part in order: known pairs first, then equal sizes, then the earliest."""
+    """Target part -> source part in order: what is stated first, then equal sizes, then the earliest."""
     if len(source) == len(target):
         return {index: index for index in range(len(source))}
     best: tuple[tuple[int, ...], dict[int, int]] | None = None
@@ -102,11 +105,25 @@ def _match_parts(
         growth = [target[i].size - source[j].size for i, j in pairs]
         if min(growth) < 0:
             continue
-        known = -sum(is_known(source[j], target[i]) for i, j in pairs)
-        rank = (known, sum(growth), *chosen)
+        known = sum(stated(source[j], target[i]) for i, j in pairs)
+        known += sum(stated(_ONE, part) for i, part in enumerate(target) if i not in chosen)
+        rank = (-known, sum(growth), *chosen)
         if best is None or rank < best[0]:
             best = (rank, dict(pairs))
     return best[1] if best else None
+
+
+def is_ambiguous(source: Axis, target: Axis) -> bool:
+    """Whether a source axis could be more than one choice of the parts of a target axis."""
+    source, target = resolve(source), resolve(target)
+    ours = source.parts if source.kind == target.kind else (source,)
+    if target.kind is None or len(ours) == len(target.parts):
+        return False
+    fitting = (
+        all(target.parts[i].size >= part.size for i, part in zip(chosen, ours, strict=True))
+        for chosen in _choices(len(ours), len(target.parts))
+    )
+    return sum(fitting) > 1
 
 
 def _choices(count: int, places: int) -> Iterator[tuple[int, ...]]:

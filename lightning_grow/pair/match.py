@@ -166,7 +166,7 @@ class Match:
             Why that cannot be, if it cannot.
         """
         try:
-            pairs = list(pair_axes(source, target, self._is_known))
+            pairs = list(pair_axes(source, target, self._stated))
         except OtherLayout:
             return [Refusal(say_other_layout(source, target), place=place)]
         found = [refusal for old, new in pairs if (refusal := self._pair_atoms(old, new, place)) is not None]
@@ -199,9 +199,11 @@ class Match:
             place,
         )
 
-    def _is_known(self, source: Axis, target: Axis) -> bool:
-        source = resolve(source)
-        return any(resolve(atom) is source for atom in self.atoms.get(resolve(target), ()))
+    def _stated(self, source: Axis, target: Axis) -> int:
+        source, known = resolve(source), self.atoms.get(resolve(target), ())
+        if any(resolve(atom) is source for atom in known):
+            return 1
+        return -1 if known and known[0].size != source.size else 0
 
     # ---- units
     def refusals(self) -> list[str]:

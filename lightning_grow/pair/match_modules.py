@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lightning_grow.pair.idle import join_idle
-from lightning_grow.pair.layouts import say_other_layout
+from lightning_grow.pair.layouts import is_ambiguous, say_other_layout
 from lightning_grow.pair.match import LeftOut, Match, Refusal
 from lightning_grow.pair.names import match_names
 from lightning_grow.pair.settings import find_settings
@@ -78,13 +79,18 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:
     """Zip two tapes by parameter name and dimension, and by input."""
     match = Match(source, target, names, join_idle(source, target, names), settings)
-    for name, old_name in names.items():
-        _pair_by_dimension(match, source.tensors[old_name], target.tensors[name], f"'{name}'")
+    pairs = [(source.tensors[old_name], target.tensors[name], name) for name, old_name in names.items()]
+    for old, new, name in sorted(pairs, key=lambda pair: _is_ambiguous(*pair[:2])):  # the others may decide these
+        _pair_by_dimension(match, old, new, f"'{name}'")
     for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
         _pair_by_dimension(match, old, new, f"example input {index}")
     if not match.refused:
         match.refused += _do_not_add_up(match)
     return match
+
+
+def _is_ambiguous(source: Value, target: Value) -> bool:
+    return any(itertools.starmap(is_ambiguous, zip(source.axes, target.axes, strict=False)))
 
 
 def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -> None:

@@ -161,8 +161,7 @@ CASES = {
     ),
     "depth behind a norm": (
         Pair(PostNorm, (1,), (2,)),
-        r"new layers 'blocks.1' change the function: aten.native_layer_norm.default in 'blocks.1.norm' stands behind the "
-        r"residual sum",
+        r"new layers 'blocks.1' change the function: aten.native_layer_norm.default in 'blocks.1.norm' stands behind",
     ),
     "noise in eval mode": (
         middle(lambda x: x + torch.randn(x.shape, dtype=x.dtype)),

@@ -272,6 +272,14 @@ GROWTHS = [
         "width x1.5, groups and heads",
         Growth({"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3}),
     ),
+    (
+        "Llama",
+        "one group of two heads to two groups",
+        Growth(
+            {"num_attention_heads": 4, "num_key_value_heads": 2},
+            both={"num_attention_heads": 2, "num_key_value_heads": 1},
+        ),
+    ),
     ("Llama", "width x1.5, tied", Growth({"hidden_size": 24}, both={"tie_word_embeddings": True})),
     ("Llama", "depth", Growth({"num_hidden_layers": 3})),
     ("Llama", "head size under RoPE", Growth({"head_dim": 8})),
@@ -380,7 +388,7 @@ def make(name: str, growth: Growth, device: str = "cpu") -> tuple[nn.Module, nn.
     torch.manual_seed(0)
     source = model.build(**growth.both)
     with torch.device(device):
-        target = model.build(**growth.both, **growth.changes)
+        target = model.build(**{**growth.both, **growth.changes})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in source.parameters():
