@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if id(tensor) in self.values:
             view = self.aliases.stale(tensor)
             return self.values[id(tensor)] if view is None else self._again(tensor, view)
-        if tensor.is_meta and tensor.numel() and self.device == "meta":  # torch.tensor(x, device=meta), a list as index
+        if tensor.is_meta and tensor.numel():  # torch.tensor(x, device=meta), a list as index
             raise NeedsData(self.where)
         constant = torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
         return self.track(tensor, _made(tensor.shape, tensor.dtype, constant, []))

@@ -23,10 +23,10 @@ from lightning_grow.trace.live import give_axes
 from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward, find_carried, named_outputs
 from lightning_grow.trace.reads import ContentReads
-from lightning_grow.trace.recorder import Branches, Recorder
+from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
 from lightning_grow.trace.routing import shows_all
 from lightning_grow.trace.tape import Trace, Value
-from lightning_grow.trace.untouched import untouched_attributes, untouched_contents
+from lightning_grow.trace.untouched import untouched_attributes, untouched_caches, untouched_contents
 from lightning_grow.waiting import waiting
 
 _MOST_CHECKS = 100  # of a pass that raise an error: each takes a pass of its own
@@ -160,6 +160,12 @@ def _trace(module: nn.Module, example_inputs: Any, forward: Forward | None) -> T
         return _run(module, example_inputs, forward, None)
     except Branches as error:
         raise RefusedGrowth(_branching(module, error)) from None
+    except NeedsData as error:
+        where = f"'{error}'" if str(error) else "its forward"
+        raise RefusedGrowth(
+            f"cannot trace {type(module).__name__}: {where} reads a tensor on the meta device that is no parameter and "
+            "no buffer, so nothing has its content. Register it as a buffer, or build the module on a real device."
+        ) from None
     except Exception as error:
         raise RefusedGrowth(
             f"cannot trace {type(module).__name__}: {type(error).__name__}: {error}. Expected example_inputs that its "
@@ -218,6 +224,7 @@ def _pass(module: nn.Module, example_inputs: Any, forward: Forward | None, trace
         untouched_attributes(module),
         # a meta pass writes into stand-ins
         untouched_contents(module) if tracer.device is None else contextlib.nullcontext(),
+        untouched_caches(),
         evaluating(module),
         torch.random.fork_rng(devices=[]),
         _plain_kernels(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import gc
 import random
 import sys
 from collections import OrderedDict, defaultdict, deque
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from lightning_grow.private import version
 
 MOST_HELD = 1000
+_CACHE = type(functools.cache(lambda: None))
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set)
 
 
@@ -56,6 +59,35 @@ def untouched_contents(module: nn.Module) -> Iterator[None]:
             for item, before, content in kept:
                 if version(item) != before:  # a write that is not needed would spoil a stored graph
                     item.copy_(content)
+
+
+@contextlib.contextmanager
+def untouched_caches() -> Iterator[None]:
+    """Empty the `functools` caches that take tensors in between: what a traced forward computes are stand-ins."""
+    before = {cache: cache.cache_info().misses for cache in _find_caches(len(sys.modules))}
+    try:
+        yield
+    finally:
+        for cache, misses in before.items():
+            if cache.cache_info().misses != misses and _holds_tensors(cache):
+                cache.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _find_caches(modules: int) -> list[Any]:
+    """All there are; with every import there may be more."""
+    return [item for item in gc.get_objects() if type(item) is _CACHE]
+
+
+def _holds_tensors(cache: Any) -> bool:
+    waiting = gc.get_referents(cache)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            return True
+        if type(item) in (dict, list, tuple):
+            waiting.extend(gc.get_referents(item))
+    return False
 
 
 def _containers(owners: Iterable[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Tracing leaves the module as it was, and sees what its forward does."""
 
 import copy
+import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +182,50 @@ def test_weights_on_meta_lie_as_real_ones_do_where_a_forward_needs_contents():
     with torch.device("meta"):
         module = Kernel(3, 4)
     assert trace(module, (torch.ones(2, 3),)).nodes
+
+
+@functools.lru_cache(maxsize=4)
+def positions(size):
+    return torch.arange(size).flip(0)
+
+
+class Cached(nn.Module):
+    """A table that a cache outside the module keeps, and one that every call makes again where it is real."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.out = nn.Linear(3, width), nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.out(self.into(x)[positions(len(x))].relu())
+
+
+def test_a_cache_outside_the_module_keeps_nothing_of_a_trace():
+    positions.cache_clear()
+    source, target, x = Cached(4), Cached(6), torch.randn(5, 3)
+    for _ in range(2):
+        assert not plan_growth(source, target, example_inputs=(x,)).refused
+        assert positions.cache_info().currsize == 0
+    expected = source(x)
+    assert positions(5).tolist() == [4, 3, 2, 1, 0]
+    assert not plan_growth(source, target, example_inputs=(x,)).refused  # the real one is of use
+    assert positions.cache_info().currsize == 1
+    torch.testing.assert_close(source(x), expected)
+
+
+def test_a_tensor_on_meta_that_nothing_holds_is_named():
+    class Table(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.table = torch.arange(4.0)
+
+        def forward(self, x):
+            return super().forward(x) * self.table
+
+    with torch.device("meta"):
+        module = Table()
+    with pytest.raises(RefusedGrowth, match="its forward reads a tensor on the meta device that is no parameter"):
+        trace(module, (torch.ones(2, 3),))
 
 
 def test_every_operator_names_its_module():
