@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_grow.private import no_dispatch
 from lightning_grow.trace.recorder import Branches, NeedsData, Recorder
 
 _READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__format__)
@@ -29,7 +30,8 @@ class ContentReads(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         value = self.recorder.value_of(args[0])
         if value.constant is not None:
-            return function(value.constant.clone(), *args[1:], **(kwargs or {}))  # an array shares its memory
+            with no_dispatch():
+                return function(value.constant.clone(), *args[1:], **(kwargs or {}))  # an array shares its memory
         if function.__name__ == "__format__":  # a name with the tensor's number in it asks for it as .item() does
             return function(*args)
         if value.learned:

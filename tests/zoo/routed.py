@@ -47,6 +47,14 @@ def of_those_hit(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tens
     return out
 
 
+def named_by_those_hit(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    out, mask = torch.zeros_like(x), F.one_hot(index, len(experts)).permute(2, 1, 0)
+    for hit in mask.sum((-1, -2)).greater(0).nonzero():
+        place, row = torch.where(mask[hit].squeeze(0))
+        out.index_add_(0, row, experts.get_submodule(f"{hit[0]}")(x[row]) * weight[row, place, None])
+    return out
+
+
 def all_of_them(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for number, expert in enumerate(experts):
@@ -127,7 +135,7 @@ def experts_choose(x: Tensor, shares: Tensor, up: Tensor, down: Tensor) -> Tenso
     return torch.zeros_like(x).index_add_(0, index.reshape(-1), result.reshape(-1, x.shape[-1]))
 
 
-ROUTES = (by_where, if_any, unless_none, of_those_hit, all_of_them)
+ROUTES = (by_where, if_any, unless_none, of_those_hit, named_by_those_hit, all_of_them)
 ROUTED = {
     **{f"experts {route.__name__}, inner": Block(Mixture, (route, 8, 5), (route, 8, 9), rows) for route in ROUTES},
     **{f"experts {route.__name__}, width": Block(Mixture, (route, 8, 5), (route, 16, 5), rows) for route in ROUTES},
