@@ -42,10 +42,9 @@ def _differences(old: Node, new: Node, old_length: OldLength) -> Iterator[str]:
                 yield _say(name, before, value)
     mine, theirs = new.meaning[0], old.meaning[0]
     if isinstance(mine, Contract) and isinstance(theirs, Contract) and mine.labels != theirs.labels:
-        kernels = ([axis.size for axis in item.right.axes[2:]] for item in (theirs, mine))
-        yield _say(
-            "the kernel of groups and size", *([node.arguments.get("groups"), next(kernels)] for node in (old, new))
-        )
+        kernels = [_kernel(node, product) for node, product in ((old, theirs), (new, mine))]
+        if not (_is_first_group(old, mine, old_length) and kernels[0][1] == kernels[1][1]):
+            yield _say("the kernel of groups and size", *kernels)
     for name, value in new.arguments.items():
         before = old.arguments.get(name)
         if name in (*PLACEMENT, *_IN_TRAINING_ONLY) or is_same(_at_home(new, name, value), _at_home(old, name, before)):
@@ -56,6 +55,12 @@ def _differences(old: Node, new: Node, old_length: OldLength) -> Iterator[str]:
 
 def _kernel(node: Node, product: Contract) -> list[Any]:
     return [node.arguments.get("groups"), [axis.size for axis in product.right.axes[2:]]]
+
+
+def _is_first_group(old: Node, new: Contract, old_length: OldLength) -> bool:
+    """Whether a convolution without groups is the first one of several."""
+    group = dict(new.factors).get("g")
+    return group is not None and old.arguments.get("groups") == 1 and old_length(group) == 1
 
 
 def _type(node: Node, name: str) -> str:

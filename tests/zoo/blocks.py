@@ -422,6 +422,7 @@ BLOCKS = {
     "DenseNet, depth and growth rate": Block(Dense, (4, 2), (8, 4), image),
     "MobileNet": Block(Inverted, (4, 6), (6, 10), image),
     "ResNeXt, groups": Block(Grouped, (2,), (3,), image),
+    "ResNeXt, from one group": Block(Grouped, (1,), (2,), image),
     "WaveNet": Block(WaveNet, (4, 5), (6, 8), sound),
     "Conv3d": Block(Volume, (3,), (5,), volume),
     "MLP-Mixer": Block(Mixer, (8, 5, 10), (16, 9, 14)),
