@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from lightning_grow.pair.layouts import is_ambiguous, say_other_layout
 from lightning_grow.pair.match import LeftOut, Match, Refusal
 from lightning_grow.pair.names import match_names
 from lightning_grow.pair.settings import find_settings
+from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.tracer import named_tensors, trace
@@ -79,21 +79,21 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:
     """Zip two tapes by parameter name and dimension, and by input."""
     match = Match(source, target, names, join_idle(source, target, names), settings)
-    pairs = [(source.tensors[old_name], target.tensors[name], name) for name, old_name in names.items()]
-    for old, new, name in sorted(pairs, key=lambda pair: _is_ambiguous(*pair[:2])):  # the others may decide these
-        _pair_by_dimension(match, old, new, f"'{name}'")
-    for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False)):
-        _pair_by_dimension(match, old, new, f"example input {index}")
+    pairs = [(source.tensors[old], target.tensors[name], f"'{name}'") for name, old in names.items()]
+    pairs += [
+        (old, new, f"example input {index}")
+        for index, (old, new) in enumerate(zip(source.inputs, target.inputs, strict=False))
+    ]
+    axes = [pair for old, new, place in pairs for pair in _by_dimension(match, old, new, place)]
+    for one, other, place in sorted(axes, key=lambda pair: is_ambiguous(*pair[:2])):  # the others may decide these
+        match.refused += match.pair(one, other, place)
     if not match.refused:
         match.refused += _do_not_add_up(match)
     return match
 
 
-def _is_ambiguous(source: Value, target: Value) -> bool:
-    return any(itertools.starmap(is_ambiguous, zip(source.axes, target.axes, strict=False)))
-
-
-def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -> None:
+def _by_dimension(match: Match, source: Value, target: Value, place: str) -> list[tuple[Axis, Axis, str]]:
+    """State that a tensor is the source's; its axes beside the source's, and where they are met."""
     if target not in match.values:
         match.pair_values(source, target)
     if len(source.axes) != len(target.axes):
@@ -102,9 +102,9 @@ def _pair_by_dimension(match: Match, source: Value, target: Value, place: str) -
             "target. Keep the layer's kind."
         )
         match.refused.append(Refusal(reason))
-        return
-    for dim, (old, new) in enumerate(zip(source.axes, target.axes, strict=True)):
-        match.refused += match.pair(old, new, f"{place} axis {dim}")
+        return []
+    places = [f"{place} axis {dim}" for dim in range(len(target.axes))]
+    return list(zip(source.axes, target.axes, places, strict=True))
 
 
 def _do_not_add_up(match: Match) -> list[Refusal]:
