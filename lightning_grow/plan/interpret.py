@@ -141,7 +141,7 @@ def _pair_outputs(run: Run, node: Node, source: Node) -> None:
         refusal
         for old, new in zip(source.tensors(), node.tensors(), strict=False)  # a concatenation may have more parts here
         for one, other in zip(old.axes, new.axes, strict=False)
-        if new.constant is not None and one.size == other.size and not any(map(run.match.old_size, atoms(other)))
+        if new.constant is not None and one.size == other.size and not any(map(run.match.old_size, _longer(other)))
         for refusal in run.match.pair(one, other, f"a constant of {node.place}")
     ]
     for refusal in refusals:
@@ -167,6 +167,11 @@ def _keep_what_is_made(run: Run, node: Node, source: Node) -> None:
                     "nothing says which of them are the source's. Keep this size as it is.",
                     parts=True,
                 )
+
+
+def _longer(axis: Axis) -> list[Axis]:
+    """The atoms of an axis that have more than one position: one alone says nothing of the source."""
+    return [atom for atom in atoms(axis) if atom.size > 1]
 
 
 # ---- outputs

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from models import features
+from models import features, stack
 from torch import nn
 
 from lightning_grow import RefusedGrowth, grow, plan_growth
@@ -266,3 +266,22 @@ class Returning(nn.Module):
 def test_outputs_that_are_others_are_refused_where_the_function_is_not_promised_too(strategy, outputs):
     source, target = Returning(4, ["left", "right"]).double(), Returning(6, outputs).double()
     assert plan_growth(source, target, strategy=strategy, example_inputs=features()).refused
+
+
+class Shuffled(nn.Module):
+    """Returns which positions are hidden, as masked autoencoders do: some zeros written into ones, then shuffled."""
+
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.net, self.hidden = stack(width), hidden
+
+    def forward(self, x):
+        mask = torch.ones(len(x), 6)
+        mask[:, : self.hidden] = 0
+        return self.net(x), mask.gather(1, x.argsort(1))
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 5])
+def test_a_constant_that_was_written_into_is_the_sources_where_it_is_read(hidden):
+    report = grow(Shuffled(4, hidden).double(), Shuffled(6, hidden).double(), example_inputs=features())
+    assert report.max_output_error <= report.tolerance
