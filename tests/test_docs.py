@@ -2,9 +2,13 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from contextlib import redirect_stdout
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -53,13 +57,45 @@ def test_every_block_of_code_runs(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
-def test_the_documentation_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation as it is published."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    api = (tmp_path / "api" / "index.html").read_text()
-    assert "Resume a run with a bigger network" in api
-    assert len(list(tmp_path.glob("*/index.html"))) == len(PAGES) - 2  # but for the README and the first page
+    return folder
+
+
+def test_the_documentation_builds_without_a_warning(site):
+    assert "Resume a run with a bigger network" in (site / "api" / "index.html").read_text()
+    assert len(list(site.glob("*/index.html"))) == len(PAGES) - 2  # but for the README and the first page
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+OFFLINE = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium; CI installs one")
+def test_a_page_opens_in_a_browser(site, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = f"http://127.0.0.1:{server.server_port}/index.html"
+        command = [BROWSER, *OFFLINE, f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom", page]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        server.shutdown()
+    assert re.search(r'<html[^>]* class="[^"]*\bjs\b', shown)  # the theme's script has run
+    assert (
+        shown.count("md-code__button") == len(re.findall(r"^```", (ROOT / "docs" / "index.md").read_text(), re.M)) // 2
+    )
+    assert "<h1" in shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
