@@ -98,8 +98,8 @@ class GrowthSchedule(ArchTransfer):
         if trainer.strategy.restore_checkpoint_after_setup:
             raise RefusedGrowth(
                 f"GrowthSchedule grows inside fit on one device or under DDP, not under "
-                f"{type(trainer.strategy).__name__}. Train each stage in a run of its own, with convert_checkpoint in "
-                "between."
+                f"{type(trainer.strategy).__name__}. Train each stage in a run of its own: resume it with ArchTransfer "
+                "(FSDP2), or from a file that convert_checkpoint has grown."
             )
         if SPAWNING in (cls.__name__ for cls in type(trainer.strategy.launcher).__mro__):
             raise RefusedGrowth(

@@ -18,7 +18,7 @@ COMMON = """
     from torch import nn
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
-    from lightning_grow.callbacks import ArchTransfer
+    from lightning_grow.callbacks import ArchTransfer, GrowthSchedule
     from lightning_grow.errors import RefusedGrowth
     from stacks import Stack, batches
 
@@ -63,7 +63,7 @@ COMMON = """
         def on_train_end(self, trainer, module):
             self.trained = {name: whole(item) for name, item in module.state_dict().items()}
 
-    def fit(hidden_dims, folder, epochs, path=None, processes=2, full=True, schedule=None, **settings):
+    def fit(hidden_dims, folder, epochs, path=None, processes=2, full=True, schedule=None, stages=None, **settings):
         strategy = ModelParallelStrategy(
             processes, 1, process_group_backend="gloo", save_distributed_checkpoint=not full,
             timeout=timedelta(seconds=60),
@@ -73,7 +73,8 @@ COMMON = """
         trainer = L.Trainer(
             accelerator="cpu", devices=processes or 1, strategy=strategy, max_epochs=epochs, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder, callbacks=[ArchTransfer(**settings), seen], use_distributed_sampler=False,
+            default_root_dir=folder, use_distributed_sampler=False,
+            callbacks=[GrowthSchedule(stages, at=[4]) if stages else ArchTransfer(**settings), seen],
         )
         trainer.fit(Sharded(hidden_dims, schedule), batches(), ckpt_path=path)
         return trainer, seen
@@ -248,3 +249,16 @@ def test_a_refusal_reaches_every_process_and_changes_nothing(tmp_path, hidden_di
     assert found
     assert message in found[0]["error"]
     assert found[0]["same"]
+
+
+def test_stages_inside_a_fit_are_refused_with_a_way(tmp_path):
+    found = run(
+        tmp_path,
+        """
+        try:
+            fit([9, 7], sys.argv[1], 1, stages=[{"hidden_dims": [14, 11]}])
+        except RefusedGrowth as error:
+            print(json.dumps(dict(error=str(error))))
+    """,
+    )
+    assert "not under ModelParallelStrategy. Train each stage in a run of its own" in found[0]["error"]
