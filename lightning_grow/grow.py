@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -252,11 +253,25 @@ def _compare(
     }
     old = substitute(source.state_dict(keep_vars=True), old_names) if stand_in else None  # tied names: one tensor
     new = substitute(grown, stand_in)
-    expected = outputs(source, source_inputs, forward, old)
-    got = shared_outputs(outputs(with_memory(target, new), target_inputs, forward, new), expected, plan)
+    with _naming_forward(source, "source"):
+        expected = outputs(source, source_inputs, forward, old)
+    with _naming_forward(target, "target"):
+        got = shared_outputs(outputs(with_memory(target, new), target_inputs, forward, new), expected, plan)
     state = {strip_compiled(name): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
     return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)
+
+
+@contextmanager
+def _naming_forward(module: nn.Module, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # any code may run in a forward
+        raise RefusedGrowth(
+            f"the outputs cannot be compared, for the {what}'s own forward fails on the example inputs "
+            f"({type(module).__name__}: {type(error).__name__}: {error}). Pass example_inputs= that it accepts, of the "
+            "type that the module computes in; or verify=False to grow without comparing."
+        ) from error
 
 
 def shared_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], plan: GrowthPlan) -> list[Tensor]:

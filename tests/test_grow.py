@@ -461,3 +461,26 @@ def test_buffers_of_no_file_whose_values_differ_are_refused_on_the_meta_device_t
     with pytest.raises(RefusedGrowth, match="has other values at the source's positions"):
         grow(source, target, example_inputs=features())
     assert target[1].angles.is_meta
+
+
+class Described(nn.Sequential):
+    """A state dict with something in it that is no tensor."""
+
+    def state_dict(self, *args, **kwargs):
+        return {**super().state_dict(*args, **kwargs), "about": {"layers": len(self)}}
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        return super().load_state_dict({name: item for name, item in state_dict.items() if name != "about"})
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_no_parameter():
+    source, target = (Described(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3)).double() for width in (4, 6))
+    assert grow(source, target, example_inputs=features()).max_output_error <= EXACT
+
+
+def test_a_forward_that_fails_where_the_outputs_are_compared_is_named():
+    source, target = (nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3)) for width in (4, 6))
+    before = target[0].weight.clone()
+    with pytest.raises(RefusedGrowth, match=r"source's own forward fails on the example inputs .*Sequential: .*dtype"):
+        grow(source, target, example_inputs=features())
+    assert torch.equal(target[0].weight, before)

@@ -34,7 +34,7 @@ class Idle:
 
 
 def join_idle(source: Trace, target: Trace, names: Mapping[str, str]) -> dict[str, str]:
-    """Unify the axes of idle tensors with those of used ones: a buffer's as a whole, else the one that grows.
+    """Unify the axes of idle tensors with those of used ones: a buffer's as a whole, a parameter's one by one.
 
     Args:
         source: The source's tape.
@@ -46,8 +46,7 @@ def join_idle(source: Trace, target: Trace, names: Mapping[str, str]) -> dict[st
     """
     both, used = Idle(source, target, names), target.used()
     idle = [name for name in names if target.tensors[name] not in used and target.tensors[name].axes]
-    beside = _join_buffers(both, idle)
-    return beside | _join_axis(both, idle, [name for name in idle if name not in beside])
+    return {**_join_buffers(both, idle), **_join_parameters(both, idle)}
 
 
 def _join_buffers(both: Idle, idle: list[str]) -> dict[str, str]:
@@ -64,10 +63,10 @@ def _join_buffers(both: Idle, idle: list[str]) -> dict[str, str]:
     return beside
 
 
-def _join_axis(both: Idle, idle: list[str], rest: list[str]) -> dict[str, str]:
+def _join_parameters(both: Idle, idle: list[str]) -> dict[str, str]:
     """One axis grows, and all used ones that grow by as much put their units first: then it can be any of them."""
     beside = {}
-    for name in [name for name in rest if _is_alone(both, name, idle)]:
+    for name in [name for name in idle if both.target.tensors[name].trained and _is_alone(both, name, idle)]:
         old, new = both.pair(name)
         grown = [dim for dim, (one, two) in enumerate(zip(old.shape, new.shape, strict=False)) if one != two]
         if len(grown) == 1 and old.shape[grown[0]] > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,6 +22,7 @@ from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bi
 from lightning_grow.trace.unfold import UNFOLDED
 
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)  # a number, not a tensor
 _MOST_GUARDS = 1_000  # of one module, which may ask for each of its experts; a loop that waits has no end here
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
@@ -31,12 +33,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
     Args:
         device: "meta", or None to run on the tensors as they are.
         answer: What a forward is told that asks whether there is anything to do; see routing.py.
-        assured: The questions, by their number, that are answered with yes all the same.
+        flipped: The questions, by their number, that are answered the other way.
     """
 
-    def __init__(self, device: str | None, answer: bool = True, assured: Collection[int] = ()) -> None:
+    def __init__(self, device: str | None, answer: bool = True, flipped: Collection[int] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.answer, self.assured = answer, assured
+        self.answer, self.flipped = answer, flipped
         self.trace, self.device, self.results = Trace(), device, MetaResults()
         self.values: dict[int, Value] = {}
         self.aliases = Aliases()
@@ -81,7 +83,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         arguments = bind_arguments(op, args, kwargs or {})
         values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
-        if op is torch.ops.aten._local_scalar_dense.default:
+        if op in _READS:
             return self._scalar(op, args, tensors)
         if operator_name(op) in UNFOLDED:
             return self._unfold(op, values, args, kwargs or {})
@@ -132,13 +134,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             self.whole = outer
 
     def _scalar(self, op: Any, args: Any, tensors: list[Value]) -> Any:
-        if tensors[0].constant is not None:
-            return tensors[0].constant.item()
-        if tensors[0].learned and tensors[0].dtype is torch.bool and self.trace.guards.count(self.where) < _MOST_GUARDS:
+        if all(value.constant is not None for value in tensors):
+            with no_dispatch():
+                return op(*[value.constant for value in tensors])
+        if any(value.learned for value in tensors):
+            is_question = all(value.dtype is torch.bool and math.prod(value.shape) == 1 for value in tensors)
+            if not is_question or self.trace.guards.count(self.where) >= _MOST_GUARDS:
+                raise Branches(self.where)
             self.trace.guards.append(self.where)
-            return self.answer or len(self.trace.guards) - 1 in self.assured
-        if tensors[0].learned:
-            raise Branches(self.where)
+            return self.answer != (len(self.trace.guards) - 1 in self.flipped)
         if self.device == "meta":
             raise NeedsData(self.where)
         self.trace.branches.append(self.where)
@@ -170,7 +174,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         with no_dispatch():
             results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
         most = 0 if is_empty(op) else _LARGEST_CONSTANT
-        return [item if isinstance(item, Tensor) and item.numel() <= most else None for item in results]
+        return [item if item.numel() <= most else None for item in results if isinstance(item, Tensor)]
 
     def _record(self, node: Node, result: Any, contents: list[Tensor | None]) -> list[Tensor]:
         """Put an operator on the tape; its results are what it computes."""

@@ -185,9 +185,10 @@ def _branching(module: nn.Module, error: Branches) -> str:
 
 def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
     """One pass; a second one, with the other answer, where the forward asks whether there is anything to do."""
-    tape = _pass(module, example_inputs, forward, Recorder(device))
+    tape = _told(module, example_inputs, forward, device, True)
     if tape.guards:
-        shown, other = sorted((tape, _other_way(module, example_inputs, forward, device)), key=_length, reverse=True)
+        other = _told(module, example_inputs, forward, device, False)
+        shown, other = sorted((tape, other), key=_length, reverse=True)
         if not shows_all(shown, other):
             raise Branches(tape.guards[0])
         tape = shown
@@ -195,20 +196,20 @@ def _run(module: nn.Module, example_inputs: Any, forward: Forward | None, device
     return tape
 
 
-def _other_way(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None) -> Trace:
-    """The pass that is told that there is nothing to do; what raises an error then is a check, and passes."""
-    assured: list[int] = []
+def _told(module: nn.Module, example_inputs: Any, forward: Forward | None, device: str | None, answer: bool) -> Trace:
+    """The pass that gets one answer to what it asks; what raises an error then is a check, and gets the other one."""
+    flipped: list[int] = []
     while True:
-        tracer = Recorder(device, False, assured)
+        tracer = Recorder(device, answer, flipped)
         try:
             return _pass(module, example_inputs, forward, tracer)
         except Branches:
             raise
         except Exception:
             last = len(tracer.trace.guards) - 1
-            if last < 0 or last in assured or len(assured) > _MOST_CHECKS:
+            if last < 0 or last in flipped or len(flipped) > _MOST_CHECKS:
                 raise
-            assured.append(last)
+            flipped.append(last)
 
 
 def _length(tape: Trace) -> int:

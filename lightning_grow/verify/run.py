@@ -63,7 +63,8 @@ def outputs(
             result = call(module, *args, **kwargs)
         else:
             wrapper = _Call(module, call)
-            result = torch.func.functional_call(wrapper, {f"module.{k}": v for k, v in state.items()}, args, kwargs)
+            tensors = {f"module.{name}": item for name, item in state.items() if isinstance(item, Tensor)}
+            result = torch.func.functional_call(wrapper, tensors, args, kwargs)
         return [leaf.detach() for leaf in named_outputs(result).values()]
 
 

@@ -46,26 +46,21 @@ def test_a_vector_follows_the_mean_that_its_units_have_and_a_matrix_is_refused()
         grow(Masked(4, norm=True), Masked(6, norm=True), example_inputs=X)
 
 
-class DropMasks(nn.Module):
-    """A recurrent layer's dropout masks, drawn once, which evaluation does not read."""
+class Queue(nn.Module):
+    """What training has gathered, which evaluation does not read: nothing knows what belongs in new entries."""
 
     def __init__(self, width):
         super().__init__()
         self.into, self.out = nn.Linear(3, width), nn.Linear(width, 2)
-        self.register_buffer("masks", torch.rand(7, width))
-        self.register_buffer("at", torch.tensor(0))
+        self.register_buffer("queue", torch.rand(7, width))
 
     def forward(self, x):
         return self.out(self.into(x).relu())
 
 
-def test_an_idle_buffer_grows_along_the_one_axis_that_it_can_have():
-    source, target = DropMasks(4), DropMasks(6)
-    own = target.masks.clone()
-    notes = grow(source, target, example_inputs=X).notes
-    assert torch.equal(target.masks[:, :4], source.masks)
-    assert torch.equal(target.masks[:, 4:], own[:, 4:])
-    assert any("No forward uses the buffer 'masks'" in note for note in notes)
+def test_an_idle_buffer_that_grows_is_refused_by_name():
+    with pytest.raises(RefusedGrowth, match="'queue' grows but no traced operator uses it"):
+        grow(Queue(4), Queue(6), example_inputs=X)
 
 
 FOUND = """

@@ -213,6 +213,35 @@ def test_a_cache_outside_the_module_keeps_nothing_of_a_trace():
     torch.testing.assert_close(source(x), expected)
 
 
+class Spectra(nn.Module):
+    """Into frequencies and back: torch asks whether the windows overlap, which weights and buffers decide."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.out = nn.Conv1d(1, width, 3, padding=1), nn.Conv1d(width, 1, 3, padding=1)
+        self.register_buffer("window", torch.hann_window(16, dtype=torch.float64))
+
+    def forward(self, x):
+        h = self.out(self.into(x).relu())[:, 0]
+        z = torch.stft(h, 16, 4, window=self.window, return_complex=True)
+        return torch.istft(z * 2, 16, 4, window=self.window, length=64)
+
+
+def test_a_check_is_passed_whichever_answer_passes_it():
+    x = torch.randn(2, 1, 64, dtype=torch.float64)
+    assert grow(Spectra(4).double(), Spectra(6).double(), example_inputs=(x,)).max_output_error < 1e-12  # float64
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_comparison_of_weights_is_a_choice(device):
+    class Compares(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if torch.equal(self.weight[0], self.weight[1]) else x[:, :4]
+
+    with pytest.raises(RefusedGrowth, match="reads the content of a tensor that depends on weights"):
+        trace(Compares(6, 4).to(device), (torch.ones(2, 6),))
+
+
 def test_a_tensor_on_meta_that_nothing_holds_is_named():
     class Table(nn.Linear):
         def __init__(self):
