@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning_grow.pair.entries import only_moves
+from lightning_grow.pair.names import name_some
 from lightning_grow.trace.tape import Node, Trace, Value
+
+
+def say_new_layers(trace: Trace, layers: Sequence[str], origin: str) -> str:
+    """Why new layers change the function, for a refusal.
+
+    Args:
+        trace: The target's tape.
+        layers: The new modules.
+        origin: What the target computes and the source does not, where no layer shows a cause of its own.
+    """
+    behind = next(filter(None, (behind_the_sum(trace, layer) for layer in layers)), None)
+    cause = f"{behind.place} stands behind the residual sum" if behind else f"the target computes {origin}"
+    return (
+        f"new layers {name_some(layers)} change the function: {cause}. A new layer keeps the function as a residual "
+        "branch that ends in weights (behind a ReLU, 0 never learns; a norm after the sum changes it), or as an "
+        "identity between two ReLUs (an activation that changes nothing when applied again). Widen instead of "
+        "deepening, or choose a strategy that is not function-preserving."
+    )
 
 
 def behind_the_sum(trace: Trace, layer: str) -> Node | None:

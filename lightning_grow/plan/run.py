@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_grow.pair.match import Match
-from lightning_grow.pair.names import name_some, new_modules
+from lightning_grow.pair.names import new_modules
 from lightning_grow.pair.roles import Dimension, Roles
 from lightning_grow.plan.cells import (
     CONSTANT_ZERO,
@@ -30,7 +30,7 @@ from lightning_grow.plan.cells import (
     kept,
 )
 from lightning_grow.plan.initial_states import InitialStates
-from lightning_grow.plan.new_layers import behind_the_sum
+from lightning_grow.plan.new_layers import say_new_layers
 from lightning_grow.plan.scale import ONE, Equation, Scale, variable
 from lightning_grow.plan.step import Choice, Decision, NotKept, Step
 from lightning_grow.plan.tapes import draws, first_uses, weights
@@ -194,15 +194,7 @@ class Run:
             if drawn is not None and drawn.place in origin:
                 way = "It draws random numbers in eval mode too, of another shape and so others. Draw in training only."
             return NotKept(f"the two models differ: the target computes {origin}. {way}", parts=True)
-        behind = next(filter(None, (behind_the_sum(self.match.target, layer) for layer in layers)), None)
-        cause = f"{behind.place} stands behind the residual sum" if behind else f"the target computes {origin}"
-        reason = (
-            f"new layers {name_some(layers)} change the function: {cause}. A new layer keeps the "
-            "function as a residual branch that ends in weights (behind a ReLU, 0 never learns; a norm after the sum "
-            "changes it), or as an identity between two ReLUs (an activation that changes nothing when applied again). "
-            "Widen instead of deepening, or choose a strategy that is not function-preserving."
-        )
-        return NotKept(reason, parts=True)
+        return NotKept(say_new_layers(self.match.target, layers, origin), parts=True)
 
     def new_here(self) -> Cell:
         """A cell that the source does not compute; says what it computes instead."""
