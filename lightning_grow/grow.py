@@ -255,8 +255,10 @@ def _compare(
     new = substitute(grown, stand_in)
     with _naming_forward(source, "source"):
         expected = outputs(source, source_inputs, forward, old)
+    real = with_memory(target, new)
     with _naming_forward(target, "target"):
-        got = shared_outputs(outputs(with_memory(target, new), target_inputs, forward, new), expected, plan)
+        made = outputs(real, target_inputs, forward, new)
+    got = shared_outputs(made, expected, plan)
     state = {strip_compiled(name): item for name, item in new.items()}
     became = {str(item.source_name): state[name] for name, item in plan.tensors.items()}
     return compare(expected, got, Moved(source, source_inputs, forward, old, became), request.options.tolerance)

@@ -115,8 +115,7 @@ def _known_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, part in module.named_modules():
         saved, own = part.state_dict().keys(), dict(part.named_buffers(recurse=False))
         lacking = [key for key, item in own.items() if item.is_meta and key not in saved]
-        initialisers = _initialisers(module, path)
-        if lacking and initialisers:
+        if lacking and (initialisers := _initialisers(module, path)):
             real = _fill(copy.deepcopy(part), lambda _, tensor: in_memory(tensor))
             with torch.random.fork_rng(devices=[]):
                 unknown = _draw(real, initialisers, {key: real.get_buffer(key) for key in lacking})

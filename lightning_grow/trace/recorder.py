@@ -22,7 +22,7 @@ from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Trace, Value, bi
 from lightning_grow.trace.unfold import UNFOLDED
 
 _CONTENT_FREE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
-_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)  # a number, not a tensor
+_NUMBERS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)  # give one, no tensor
 _MOST_GUARDS = 1_000  # of one module, which may ask for each of its experts; a loop that waits has no end here
 _LARGEST_CONSTANT = 2**22  # entries; a larger constant is not followed
 
@@ -83,7 +83,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         arguments = bind_arguments(op, args, kwargs or {})
         values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
         tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
-        if op in _READS:
+        if op in _NUMBERS:
             return self._scalar(op, args, tensors)
         if operator_name(op) in UNFOLDED:
             return self._unfold(op, values, args, kwargs or {})
