@@ -200,19 +200,24 @@ def _compare_output(run: Run, number: int, old: Value, new: Value) -> None:
 
     run.layout.each_cell(new.axes, look)
     if other := next((cell for cell in unkept if cell.kind is Kind.NEW), None):
-        raise run.parting(other.origin or "new entries")
+        raise run.parting(_other_length(run, number, old, new) or other.origin or "new entries")
     run.step.equations.extend(Equation(cell.scale, f"output {number}") for cell in kept)
     if run.failures:
         return
+    if other_length := _other_length(run, number, old, new):
+        raise run.parting(other_length)
     if run.match.values.get(new) is not run.match.first(old):
         raise run.parting(next((step.parted for step in run.steps if step.parted), f"output {number} differently"))
-    for dim, (one, other_axis) in enumerate(zip(old.axes, new.axes, strict=True)):
-        named = any(atom in run.match.named for atom in atoms(other_axis))
-        nameless = one.size != other_axis.size and _ends(run).isdisjoint(atoms(other_axis))
-        if nameless or (run.match.old_length(other_axis) != one.size and not named):
-            raise run.parting(
-                f"{other_axis.size} positions along axis {dim} of output {number}, where the source has {one.size}"
-            )
+
+
+def _other_length(run: Run, number: int, old: Value, new: Value) -> str:
+    """What is another length along an output where no unit says why (a stack of all layers'), "" where none is."""
+    for dim, (one, other) in enumerate(zip(old.axes, new.axes, strict=False)):
+        named = any(atom in run.match.named for atom in atoms(other))
+        nameless = one.size != other.size and _ends(run).isdisjoint(atoms(other))
+        if nameless or (run.match.old_length(other) != one.size and not named):
+            return f"{other.size} positions along axis {dim} of output {number}, where the source has {one.size}"
+    return ""
 
 
 def _ends(run: Run) -> set[Axis]:

@@ -59,8 +59,8 @@ def combine(
         numbers: The factors of number arguments that differ.
 
     Returns:
-        The cells, and the input that an operator which the source does not have leaves as it is: x + 0 is x, a ReLU
-        of a ReLU's output is that output.
+        The cells, and the input that an operator which the source does not have leaves as it is: x + 0 and 1 * x
+        are x, a ReLU of a ReLU's output is that output.
     """
     passed: set[int] = set()
     fixed = frozenset(i for i, (value, _) in enumerate(inputs) if value.constant is not None)
@@ -89,7 +89,7 @@ def _combine(
         return _combine_new(run, laws, inputs, zeros, new, rest, wanted)
     if run.step.source is None:
         unchanged = len(rest) == 1 and (
-            laws.passes(zeros, rest[0]) if zeros else len(inputs) == 1 and _is_repeated(run, node, laws)
+            laws.passes(zeros, rest[0]) or (len(inputs) == 1 and _is_repeated(run, node, laws))
         )
         if not unchanged:
             return run.new_here()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_grow import grow
+from lightning_grow import RefusedGrowth, grow
 from lightning_grow.pair.names import match_names
 
 
@@ -80,3 +80,44 @@ def test_a_new_branch_begins_as_it_is_initialised_but_for_its_last_layer():
     changed = {name for name, value in large[2].state_dict().items() if not torch.equal(value, initial[name])}
     assert changed == {"out.weight", "out.bias"}
     assert not large[2].out.weight.any()
+
+
+class Weighted(nn.Module):
+    """A residual block whose stream is multiplied by a number (DeepNorm's alpha)."""
+
+    def __init__(self, alpha):
+        super().__init__()
+        self.layers, self.alpha = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), alpha
+
+    def forward(self, x):
+        return x * self.alpha + self.layers(x)
+
+
+def test_a_stream_that_is_multiplied_by_1_is_the_stream():
+    stacks = {alpha: [nn.Sequential(*(Weighted(alpha) for _ in range(count))) for count in (1, 2)] for alpha in (1, 2)}
+    x = torch.randn(3, 8)
+    expected = stacks[1][0](x)
+    grow(*stacks[1], example_inputs=(x,))
+    assert torch.equal(stacks[1][1](x), expected)
+    with pytest.raises(RefusedGrowth, match="new layers '1' change"):
+        grow(*stacks[2], example_inputs=(x,))
+
+
+class Remembers(nn.Module):
+    """Returns what every layer was given, in one tensor."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.ModuleList(Causal() for _ in range(count))
+
+    def forward(self, x):
+        given = []
+        for layer in self.layers:
+            given.append(x)
+            x = layer(x)
+        return x, torch.stack(given)
+
+
+def test_an_output_with_an_entry_for_every_layer_is_the_cause():
+    with pytest.raises(RefusedGrowth, match="3 positions along axis 0 of output 1, where the source has 2"):
+        grow(Remembers(2), Remembers(3), example_inputs=(torch.randn(3, 5, 8),))

@@ -111,6 +111,16 @@ def test_the_content_of_constants_may_be_read_in_one_piece():
     assert "split_with_sizes" in [node.name for node in trace(Asks(listed), (torch.ones(2, 3),)).nodes]
 
 
+def test_a_list_that_was_changed_is_another_index():
+    def backwards(net, h):
+        order = torch.arange(2).tolist()
+        order.reverse()
+        return h[order]
+
+    index = [node.tensors()[1] for node in trace(Asks(backwards), (torch.ones(2, 3),)).nodes if node.name == "index"]
+    assert index[0].constant.tolist() == [1, 0]
+
+
 def test_what_is_written_into_an_array_of_a_constant_stays_out_of_the_module():
     class Counts(nn.Linear):
         def __init__(self):

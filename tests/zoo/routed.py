@@ -20,6 +20,15 @@ def by_where(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def by_lists(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    out, masks = torch.zeros_like(x), F.one_hot(index, len(experts)).unbind(-1)
+    for mask, expert in zip(masks, experts, strict=True):
+        row, place = torch.where(mask)
+        rows, places = row.tolist(), place.tolist()
+        out.index_add_(0, row, expert(x[None, rows].reshape(-1, x.shape[-1])) * weight[rows, places, None])
+    return out
+
+
 def if_any(experts: Any, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for number, expert in enumerate(experts):
@@ -135,7 +144,7 @@ def experts_choose(x: Tensor, shares: Tensor, up: Tensor, down: Tensor) -> Tenso
     return torch.zeros_like(x).index_add_(0, index.reshape(-1), result.reshape(-1, x.shape[-1]))
 
 
-ROUTES = (by_where, if_any, unless_none, of_those_hit, named_by_those_hit, all_of_them)
+ROUTES = (by_where, by_lists, if_any, unless_none, of_those_hit, named_by_those_hit, all_of_them)
 ROUTED = {
     **{f"experts {route.__name__}, inner": Block(Mixture, (route, 8, 5), (route, 8, 9), rows) for route in ROUTES},
     **{f"experts {route.__name__}, width": Block(Mixture, (route, 8, 5), (route, 16, 5), rows) for route in ROUTES},
