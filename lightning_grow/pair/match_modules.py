@@ -11,9 +11,11 @@ from torch import nn
 from lightning_grow.pair.idle import join_idle
 from lightning_grow.pair.layouts import is_ambiguous, say_other_layout
 from lightning_grow.pair.match import LeftOut, Match, Refusal
+from lightning_grow.pair.mismatch import saved_names
 from lightning_grow.pair.names import match_names
 from lightning_grow.pair.settings import find_settings
 from lightning_grow.trace.axes import Axis
+from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.tracer import named_tensors, trace
@@ -42,7 +44,8 @@ def match_modules(
     """
     tapes = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
     old, new, left_out = without_others(*tapes)
-    names, settings = match_names(_shapes(source), _shapes(target), rename), find_settings(source, old)
+    anew = _made_anew(source, old) | _made_anew(target, new)
+    names, settings = match_names(_shapes(source, anew), _shapes(target, anew), rename), find_settings(source, old)
     match = match_tapes(old, new, {name: own for name, own in names.items() if own not in settings}, settings)
     match.left_out = left_out
     return match
@@ -72,8 +75,15 @@ def _continues(name: str, others: Collection[str]) -> bool:
     return bool(container) and any(other.startswith(f"{container}[") for other in others)
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(item.shape) for name, item in named_tensors(module).items()}
+def _shapes(module: nn.Module, others: Collection[str]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(item.shape) for name, item in named_tensors(module).items() if name not in others}
+
+
+def _made_anew(module: nn.Module, tape: Trace) -> set[str]:
+    """Buffers in no file that a forward does not read: what it keeps for its next calls, or fills in its first one."""
+    saved, used = {*saved_names(module)}, tape.used()
+    parameters = {strip_compiled(name) for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name for name, value in tape.tensors.items() if value not in used} - saved - parameters
 
 
 def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:

@@ -265,3 +265,27 @@ def test_a_new_stream_of_one_unit_is_new(width, extra):
     grow(source, target, strategy="copy_and_extend", example_inputs=features())
     assert torch.equal(target.out.weight[:, :4], source.out.weight[:, :4])
     assert torch.equal(target.out.weight[:, width : width + 2], source.out.weight[:, 4:])
+
+
+class Remembering(nn.Module):
+    """A layer that makes its table in its first call, as ConViT does, with weights of its own on it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.out, self.place = nn.Linear(8, width), nn.Linear(width, 8), nn.Linear(3, 1)
+        self.register_buffer("table", torch.zeros(1, 1, 3), persistent=False)
+
+    def forward(self, x):
+        if len(self.table) != len(x):
+            self.table = torch.linspace(-1, 1, 3 * len(x) ** 2, dtype=x.dtype).view(len(x), len(x), 3)
+        return x + self.place(self.table).squeeze(-1).softmax(-1) @ self.out(self.into(x).relu())
+
+
+@pytest.mark.parametrize("called", [(0,), (1,), (0, 1)], ids=["source", "target", "both"])
+@pytest.mark.parametrize("widths", [(9,), (9, 7)], ids=["width", "depth"])
+def test_a_table_of_an_earlier_call_is_no_difference(widths, called):
+    nets = [nn.Sequential(*map(Remembering, item)).double() for item in ((6,), widths)]
+    x = torch.randn(4, 8, dtype=torch.float64)
+    for number in called:
+        nets[number](x)
+    assert grow(*nets, example_inputs=(x,)).max_output_error <= 1e-14
