@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_grow.pair.entries import only_moves
 from lightning_grow.pair.find import find, pair_outputs
+from lightning_grow.pair.names import new_modules
 from lightning_grow.plan.cells import Cell, Kind, filled, is_wanted, members
 from lightning_grow.plan.content import keep_contents, known_factor
 from lightning_grow.plan.contraction import contract
@@ -199,15 +200,19 @@ def _compare_output(run: Run, number: int, old: Value, new: Value) -> None:
         return cell
 
     run.layout.each_cell(new.axes, look)
+    length = _other_length(run, number, old, new)
+    has_layers = bool(new_modules(run.match.target.tensors, run.match.names))
+    first = length if has_layers else ""  # new layers show in it before they change what is in it
     if other := next((cell for cell in unkept if cell.kind is Kind.NEW), None):
-        raise run.parting(_other_length(run, number, old, new) or other.origin or "new entries")
+        raise run.parting(first or other.origin or "new entries")
     run.step.equations.extend(Equation(cell.scale, f"output {number}") for cell in kept)
     if run.failures:
         return
-    if other_length := _other_length(run, number, old, new):
-        raise run.parting(other_length)
     if run.match.values.get(new) is not run.match.first(old):
-        raise run.parting(next((step.parted for step in run.steps if step.parted), f"output {number} differently"))
+        parted = next((step.parted for step in run.steps if step.parted), f"output {number} differently")
+        raise run.parting(first or parted)
+    if length:
+        raise run.parting(length)
 
 
 def _other_length(run: Run, number: int, old: Value, new: Value) -> str:

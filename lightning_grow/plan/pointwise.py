@@ -63,20 +63,28 @@ def combine(
         are x, a ReLU of a ReLU's output is that output.
     """
     passed: set[int] = set()
+    whole = frozenset(i for i, (value, _) in enumerate(inputs) if value.shape == output.shape)
     fixed = frozenset(i for i, (value, _) in enumerate(inputs) if value.constant is not None)
     shape = run.layout.shape(output.axes)
     spread = [np.broadcast_to(cells, shape) for _, cells in inputs]
 
     def make(index: tuple[int, ...], slots: list[Slot]) -> Cell:
         cells = [*(array[index] for array in spread), *numbers]
-        return _combine(run, node, laws, cells, is_wanted(slots), passed, fixed)
+        return _combine(run, node, laws, cells, is_wanted(slots), passed, fixed, whole)
 
     result = run.layout.each_cell(output.axes, make)
     return result, inputs[passed.pop()][0] if len(passed) == 1 else None
 
 
 def _combine(
-    run: Run, node: Node, laws: Laws, inputs: list[Cell], wanted: bool, passed: set[int], fixed: frozenset[int]
+    run: Run,
+    node: Node,
+    laws: Laws,
+    inputs: list[Cell],
+    wanted: bool,
+    passed: set[int],
+    fixed: frozenset[int],
+    whole: frozenset[int],
 ) -> Cell:
     zeros = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.ZERO)
     new = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.NEW)
@@ -86,10 +94,13 @@ def _combine(
     if new:
         if run.step.source is None:  # a new layer's own mask is nothing that has to be kept
             rest = [i for i in rest if i not in fixed]
+            wanted = wanted and whole.issuperset(rest)  # a row that is added to every position is no residual stream
         return _combine_new(run, laws, inputs, zeros, new, rest, wanted)
     if run.step.source is None:
-        unchanged = len(rest) == 1 and (
-            laws.passes(zeros, rest[0]) or (len(inputs) == 1 and _is_repeated(run, node, laws))
+        unchanged = (
+            len(rest) == 1
+            and whole.issuperset(rest)
+            and (laws.passes(zeros, rest[0]) or (len(inputs) == 1 and _is_repeated(run, node, laws)))
         )
         if not unchanged:
             return run.new_here()

@@ -121,3 +121,35 @@ class Remembers(nn.Module):
 def test_an_output_with_an_entry_for_every_layer_is_the_cause():
     with pytest.raises(RefusedGrowth, match="3 positions along axis 0 of output 1, where the source has 2"):
         grow(Remembers(2), Remembers(3), example_inputs=(torch.randn(3, 5, 8),))
+
+
+class Shifted(nn.Module):
+    """A branch whose normed input is shifted by a row that all blocks share (adaptive norms of diffusion models)."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.into, self.out = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, pair):
+        x, row = pair
+        seen = (self.norm(x) + row).flatten(0, 1)
+        return x + self.out(self.into(seen).tanh()).view(x.shape), row
+
+
+class Conditioned(nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.condition, self.blocks = nn.Linear(8, 8), nn.Sequential(*(Shifted() for _ in range(count)))
+
+    def forward(self, x):
+        return self.blocks((x, self.condition(x[:, :1])))[0]
+
+
+def test_a_row_that_is_added_to_every_position_is_no_residual_stream():
+    small, large = Conditioned(1), Conditioned(2)
+    x = torch.randn(3, 5, 8)
+    expected = small(x)
+    grow(small, large, example_inputs=(x,))
+    assert torch.equal(large(x), expected)
+    assert large.blocks[1].norm.weight.all()
+    assert not large.blocks[1].out.weight.any()
