@@ -11,9 +11,12 @@ A tape cannot tell it from a state, so a note says so.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_grow.plan.laws import operator_laws
 from lightning_grow.trace.axes import Axis, atoms
@@ -61,6 +64,7 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
         alike[node.op, node.path].append(node)  # those after a node, the next one last
     makers = {value: (node, number) for node in trace.nodes for number, value in enumerate(node.outputs)}
     roots: dict[Value, frozenset[Value]] = {}
+    left: dict[Value, NDArray[np.bool_]] = {}  # where a value is still the 0, if not everywhere
     read: dict[int, frozenset[Value]] = {}
     started, parts = _find_started(trace)
     computed, sums = set[Value](), set[tuple[int, ...]]()
@@ -93,8 +97,13 @@ def find_initial_states(trace: Trace, grows: Callable[[Axis], bool]) -> InitialS
             read[at] = states
             computed.update(node.outputs)
         if _moves(node) or all(value.constant is not None for value in node.outputs):
-            roots.update(dict.fromkeys(node.outputs, frozenset().union(*(roots[value] for value in states))))
-            seen.update(node.outputs)
+            held = [
+                value
+                for value, meaning in zip(node.outputs, node.meaning, strict=True)
+                if _holds(meaning, value, left, roots)
+            ]
+            roots.update(dict.fromkeys(held, frozenset().union(*(roots[value] for value in states))))
+            seen.update(held)
     first = {root for states in read.values() for value in states for root in roots[value]}
     return InitialStates(read, frozenset(atoms_of(first)), _next_states(trace, first), frozenset(sums), started)
 
@@ -134,6 +143,14 @@ def _moves(node: Node) -> bool:
     return all(
         isinstance(item, Rearrange) or (isinstance(item, Along) and len(item.inputs) == 1) for item in node.meaning
     )
+
+
+def _holds(meaning: Any, output: Value, left: dict[Value, NDArray[np.bool_]], roots: Collection[Value]) -> bool:
+    """Whether anything of the 0 is left in what a move makes: a buffer that is filled part by part is no state."""
+    if isinstance(meaning, Rearrange):
+        entries = [left.get(value, np.full(value.shape, value in roots)) for value in meaning.inputs]
+        left[output] = meaning.move(lambda axis: axis.size, *entries)
+    return output not in left or bool(left[output].any())
 
 
 def _begins_sum(node: Node, trace: Trace, states: frozenset[Value]) -> bool:

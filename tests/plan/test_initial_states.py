@@ -163,3 +163,30 @@ def test_the_start_of_a_sum_is_no_state_and_is_said(strategy):
     x = torch.randn(5, 6, dtype=torch.float64)
     torch.testing.assert_close(target(x), source(x), rtol=1e-12, atol=1e-13)  # float64, some sums of 8
     assert any("is taken for the start of a sum" in note for note in report.notes)
+
+
+class Joined(nn.Module):
+    """Two sequences written into one of zeros, part by part, as diffusion transformers pad text and image."""
+
+    def __init__(self, width, left):
+        super().__init__()
+        self.text, self.image = nn.Linear(3, width), nn.Linear(4, width)
+        self.norm, self.out, self.left = nn.LayerNorm(width), nn.Linear(width, 2), left
+
+    def forward(self, x, y):
+        joined = x.new_zeros(len(x), x.shape[1] + y.shape[1] + self.left, self.out.in_features)
+        for i in range(len(x)):
+            joined[i, : x.shape[1]] = self.text(x[i])
+            joined[i, x.shape[1] : x.shape[1] + y.shape[1]] = self.image(y[i])
+        return self.out(self.norm(joined))
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_zeros_that_are_written_over_are_no_state(left):
+    x, y = (torch.randn(2, 3, size, dtype=torch.float64) for size in (3, 4))
+    source, target = (Joined(width, left).double() for width in (8, 16))
+    if left:  # what is left of them may be the places of steps to come
+        with pytest.raises(RefusedGrowth, match="a state that begins at 0"):
+            grow(source, target, example_inputs=(x, y))
+    else:
+        assert grow(source, target, example_inputs=(x, y)).max_output_error <= EXACT
