@@ -149,7 +149,7 @@ def _holds(meaning: Any, output: Value, left: dict[Value, NDArray[np.bool_]], ro
     """Whether anything of the 0 is left in what a move makes: a buffer that is filled part by part is no state."""
     if isinstance(meaning, Rearrange):
         entries = [left.get(value, np.full(value.shape, value in roots)) for value in meaning.inputs]
-        left[output] = meaning.move(lambda axis: axis.size, *entries)
+        left[output] = meaning.move(lambda axis: axis.size, *entries).astype(np.bool_)
     return output not in left or bool(left[output].any())
 
 

@@ -6,14 +6,15 @@ import math
 
 import numpy as np
 
+from lightning_grow.pair.entries import only_moves
 from lightning_grow.plan.cells import ZERO, Cell, Kind, Slot, is_wanted, kept, origins, union
 from lightning_grow.plan.contraction import multiplicity
 from lightning_grow.plan.run import Run
 from lightning_grow.plan.scale import ONE, Scale, shifted
 from lightning_grow.plan.step import Decision, NotKept
 from lightning_grow.trace.axes import Axis, resolve
-from lightning_grow.trace.meanings import Cells, Reduce
-from lightning_grow.trace.tape import Node, Value
+from lightning_grow.trace.meanings import Cells, Lookup, Reduce
+from lightning_grow.trace.tape import Node, Trace, Value
 
 Member = tuple[Cell, list[Slot]]  # a cell under a statistic, and where it lies along the reduced dimensions
 _SUMMED = ("sum", "mean", "norm")  # statistics to which zeros add nothing
@@ -32,13 +33,13 @@ def reduce(run: Run, node: Node, output: Value, meaning: Reduce) -> Cells:
             (by_outer[index + place], [grid[dim][number] for dim, number in zip(dims, place, strict=True)])
             for place in np.ndindex(*[cells.shape[dim] for dim in dims])
         ]
-        return _statistic(run, node, meaning, members, is_wanted(slots))
+        return _statistic(run, node, output, meaning, members, is_wanted(slots))
 
     made = run.layout.each_cell([meaning.input.axes[dim] for dim in outer], make)
     return made.reshape(run.layout.shape(output.axes))
 
 
-def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wanted: bool) -> Cell:
+def _statistic(run: Run, node: Node, output: Value, meaning: Reduce, members: list[Member], wanted: bool) -> Cell:
     known = [cell for cell, _ in members if cell.kind is not Kind.ZERO]
     if not known:
         return ZERO
@@ -54,8 +55,8 @@ def _statistic(run: Run, node: Node, meaning: Reduce, members: list[Member], wan
     for cell in live[1:]:
         run.equal(cell.scale, live[0].scale, node)
     copied = list(dict.fromkeys(atom for _, at in members for slot in at for atom in slot.copied_atoms()))
-    if meaning.kind == "any":
-        return _not_scaled(run, node, live[0], copied)
+    if meaning.kind in ("any", "place"):
+        return _not_scaled(run, node, live[0], [] if _picks_alike(run, output, meaning) else copied)
     power = 2.0 if meaning.kind == "var" else 1.0
     return kept(live[0].scale * power + _shift(run, node, meaning, members, copied))
 
@@ -68,6 +69,20 @@ def _not_scaled(run: Run, node: Node, cell: Cell, copied: list[Axis]) -> Cell:
         )
     run.unscaled([cell], node)
     return kept()
+
+
+def _picks_alike(run: Run, output: Value, meaning: Reduce) -> bool:
+    """Whether it is the place of a maximum that only says which row of a table is meant: copies of a row are equal."""
+    return meaning.kind == "place" and _only_picks(run.match.target, output)
+
+
+def _only_picks(trace: Trace, index: Value) -> bool:
+    readers = [node for node in trace.nodes if index in node.tensors()]
+    return index not in trace.outputs.values() and all(
+        all(isinstance(meaning, Lookup) and meaning.index is index for meaning in node.meaning)
+        or (only_moves(node) and all(_only_picks(trace, value) for value in node.outputs))
+        for node in readers
+    )
 
 
 def _split(members: list[Member]) -> tuple[list[Cell], list[Member]]:
@@ -96,15 +111,19 @@ def _admit(run: Run, node: Node, kind: str, added: list[Member], only: Axis | No
         if cell.kind is Kind.NEW and kind in _SUMMED and cell.zeroed_by:
             raise Decision(zeros=cell.zeroed_by)
         old = run.match.old_size(growing[0])
-        copies = f"Use a multiple of {old}, so that they can be copies, or keep" if growing[0].size % old else "Keep"
-        taken = (
-            f"a {kind}" if node.whole is None or kind not in _CENTRED else "its statistics"
-        )  # a norm's are one cause
+        copied = growing[0].size % old and kind not in ("any", "place")
+        copies = f"Use a multiple of {old}, so that they can be copies, or keep" if copied else "Keep"
         raise NotKept(
-            f"{node.place} takes {taken} over {run.describe(growing)}: {origins([cell])} would change it. "
+            f"{node.place} {_taken(node, kind)} {run.describe(growing)}: {origins([cell])} would change it. "
             f"{copies} this size.",
             growing,
         )
+
+
+def _taken(node: Node, kind: str) -> str:
+    if kind in ("any", "place"):
+        return "runs over"
+    return f"takes a {kind} over" if node.whole is None or kind not in _CENTRED else "takes its statistics over"
 
 
 def growth_over(run: Run, value: Value, dims: tuple[int, ...]) -> float:

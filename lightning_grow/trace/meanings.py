@@ -88,7 +88,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Reduce:
-    """A statistic over `dims`: "sum", "mean", "var", "std", "norm", "max", "any".
+    """A statistic over `dims`: "sum", "mean", "var", "std", "norm", "max", "place" (of the first maximum), "any".
 
     `number` is what a variance or deviation subtracts from the count, or the p of a norm.
     """

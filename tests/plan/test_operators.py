@@ -333,3 +333,26 @@ def test_packed_sequences_are_followed():
 def test_random_numbers_for_new_units_shift_those_of_the_others(draw, strategy):
     with pytest.raises(RefusedGrowth, match="the two models differ: the target computes aten"):
         grown_error(lambda x: x + draw(x), 12, strategy)
+
+
+class Quantised(nn.Module):
+    """Takes the nearest row of a table, and says which one if it is asked to."""
+
+    def __init__(self, codes, says):
+        super().__init__()
+        self.into, self.codes, self.out, self.says = nn.Linear(6, 4), nn.Embedding(codes, 4), nn.Linear(4, 3), says
+
+    def forward(self, x):
+        place = torch.cdist(self.into(x), self.codes.weight).argmin(-1)
+        quantised = self.out(self.codes(place.view(-1)))
+        return (quantised, place) if self.says else quantised
+
+
+def test_more_rows_to_choose_from_begin_as_copies_unless_the_choice_is_told():
+    x = torch.randn(40, 6, dtype=torch.float64)
+    source, target = (Quantised(codes, False).double() for codes in (5, 8))
+    assert grow(source, target, example_inputs=(x,)).max_output_error <= EXACT
+    assert torch.equal(target.codes.weight[5:], source.codes.weight[:3])
+    source, target = (Quantised(codes, True).double() for codes in (5, 8))  # equal rows: rounding chooses between them
+    with pytest.raises(RefusedGrowth, match=r"argmin.* runs over 'codes.weight' axis 0 \(5 -> 8\).* Keep this size"):
+        grow(source, target, example_inputs=(x,))
