@@ -44,8 +44,10 @@ def match_modules(
     """
     tapes = trace(source, source_inputs, forward), trace(target, target_inputs, forward)
     old, new, left_out = without_others(*tapes)
-    anew = _made_anew(source, old) | _made_anew(target, new)
-    names, settings = match_names(_shapes(source, anew), _shapes(target, anew), rename), find_settings(source, old)
+    shapes, anew = (_shapes(source), _shapes(target)), _made_anew(source, old) | _made_anew(target, new)
+    others = {name for name in anew if shapes[0].get(name) != shapes[1].get(name)}
+    before, after = ({name: shape for name, shape in found.items() if name not in others} for found in shapes)
+    names, settings = match_names(before, after, rename), find_settings(source, old)
     match = match_tapes(old, new, {name: own for name, own in names.items() if own not in settings}, settings)
     match.left_out = left_out
     return match
@@ -75,8 +77,8 @@ def _continues(name: str, others: Collection[str]) -> bool:
     return bool(container) and any(other.startswith(f"{container}[") for other in others)
 
 
-def _shapes(module: nn.Module, others: Collection[str]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(item.shape) for name, item in named_tensors(module).items() if name not in others}
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(item.shape) for name, item in named_tensors(module).items()}
 
 
 def _made_anew(module: nn.Module, tape: Trace) -> set[str]:
