@@ -267,7 +267,9 @@ def _one(axis: AxisMap) -> AxisMap:
 
 
 def _identity(item: TensorPlan, index: tuple[int, ...]) -> Tensor:
-    """Each unit reads its own source unit: in equal shares where the input has copies of it."""
+    """Each unit reads its own source unit: in equal shares where the input has copies of it; a gain is 1."""
+    if len(item.maps) < 2:
+        return torch.ones(()).double()
     rows, columns = (axis.low[axis.slot == slot] for axis, slot in zip(item.maps, index, strict=True))
     same = (rows[:, None] == columns[None, :]).double()
     return same / same.sum(1, keepdim=True).clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from lightning_grow.plan.scale import Scale, Variable, solve
 from lightning_grow.plan.step import Choice
 from lightning_grow.strategies.base import Strategy
 from lightning_grow.trace.axes import Axis, resolve
-from lightning_grow.trace.tape import Node, Trace
+from lightning_grow.trace.tape import Node, Trace, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ class Chosen:
 
 def first_choice(match: Match, units: CopiedUnits, strategy: Strategy) -> Choice:
     """What the strategy wants: its copies, and new layers as identities."""
-    return Choice(frozenset(units.sources), _identities(match) if strategy.transfers else frozenset())
+    starts = _identities(match) | _unit_gains(match) if strategy.transfers else frozenset[str]()
+    return Choice(frozenset(units.sources), starts)
 
 
 def choose(
@@ -75,7 +77,8 @@ def choose(
     if not promises or (first.parts and not is_deeper):
         return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost, stuck=first.run)
     numbers = _free_numbers(match.target, target) if options.allow_attribute_changes else frozenset()
-    begins = [bare, start, replace(bare, free_numbers=numbers), replace(start, free_numbers=numbers)]
+    gains = replace(bare, identities=_unit_gains(match))
+    begins = [bare, gains, start, replace(bare, free_numbers=numbers), replace(start, free_numbers=numbers)]
     tried, chosen, furthest = set[Choice](), first, first
     for choice in begins:
         while choice not in tried:
@@ -169,6 +172,34 @@ def find_attributes(chosen: Chosen, trace: Trace, target: nn.Module) -> dict[str
         if abs(factor - 1.0) > 1e-12:
             changed[_attribute(target, trace.nodes[number], value)] = value * factor
     return changed
+
+
+def _unit_gains(match: Match) -> frozenset[str]:
+    """New parameters that scale what comes into their module, or a sum: at 1 they leave a residual stream as it is."""
+    trace = match.target
+    readers: dict[Value, list[Node]] = defaultdict(list)
+    for node in trace.nodes:
+        for value in node.tensors():
+            readers[value].append(node)
+
+    def scales(name: str, value: Value) -> bool:
+        scaled = [item for node in readers[value] for item in node.tensors() if item is not value]
+        return bool(scaled) and all(node.name == "mul" for node in readers[value]) and all(map(comes_in(name), scaled))
+
+    def comes_in(name: str) -> Callable[[Value], bool]:
+        module = name.rpartition(".")[0]
+
+        def is_outside(value: Value) -> bool:
+            maker = trace.makers.get(value)
+            return maker is None or maker.name == "add" or not f"{maker.path}.".startswith(f"{module}.")
+
+        return is_outside
+
+    return frozenset(
+        name
+        for name, value in trace.tensors.items()
+        if name not in match.names and value.trained and len(value.axes) < 2 and scales(name, value)
+    )
 
 
 def _identities(match: Match) -> frozenset[str]:

@@ -54,10 +54,14 @@ class Laws:
 
         return self._holds(("vanishes", zeros), law)
 
-    def passes(self, zeros: frozenset[int], kept: int) -> bool:
-        """Whether the output is input `kept` where the inputs at `zeros` are 0 (x + 0)."""
-        law: Law = lambda inputs: (self.function(_zeroed(inputs, zeros)), inputs[kept])  # noqa: E731
-        return self._holds(("passes", zeros, kept), law)
+    def passes(self, zeros: frozenset[int], kept: int, ones: frozenset[int] = frozenset()) -> bool:
+        """Whether the output is input `kept` where the inputs at `zeros` are 0 and those at `ones` 1 (x + 0, 1 * x)."""
+
+        def law(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+            fixed = [torch.ones_like(item) if index in ones else item for index, item in enumerate(inputs)]
+            return self.function(_zeroed(fixed, zeros)), inputs[kept]
+
+        return self._holds(("passes", zeros, kept, ones), law)
 
     def degree(self, scaled: frozenset[int], zeros: frozenset[int]) -> float | None:
         """The k with f(.., c x, ..) = c^k f(.., x, ..) for inputs at `scaled` taken together, or None.

@@ -74,7 +74,7 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
     value, *by = meaning.inputs
     run.keep_positions(node, [value.axes[dim] for dim in meaning.dims])
     for index in by:
-        if index.constant is None:
+        if index.constant is None and node.name != "gather":
             keep_index(run, node, index)
         if index.dtype.is_floating_point:
             run.unscaled(members(run.of(index)), node)
@@ -92,6 +92,10 @@ def along(run: Run, node: Node, output: Value, meaning: Along) -> Cells:
         cells = cells.reshape([*kept_dims[:at], *lead, *kept_dims[at:]])
     cells = np.broadcast_to(cells, shape)
     cells = cells if only_moves(node) else _new_without_source(run, cells)
+    if node.name == "gather" and by[0].constant is None:  # each entry has an index of its own
+        indices = np.broadcast_to(run.of(by[0]), shape)
+        unknown = Cell(Kind.NEW, origin=f"new entries that {node.place} goes by")
+        cells = filled(shape, lambda index: cells[index] if indices[index].kind is Kind.KEPT else unknown)
     return filled(shape, lambda index: _moved(node, cells[index], bool(by)))
 
 

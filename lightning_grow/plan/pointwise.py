@@ -87,6 +87,12 @@ def _combine(
     whole: frozenset[int],
 ) -> Cell:
     zeros = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.ZERO)
+    ones = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.IDENTITY)
+    if ones and (through := _passes_ones(laws, inputs, zeros, ones, whole)) is not None:
+        if wanted:
+            passed.add(through)
+        return inputs[through]
+    inputs = [Cell(Kind.NEW, origin="a new gain") if i in ones else cell for i, cell in enumerate(inputs)]
     new = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.NEW)
     rest = [i for i in range(len(inputs)) if i not in zeros | new]
     if zeros and laws.vanishes(zeros):
@@ -110,6 +116,15 @@ def _combine(
     if zeros and not wanted:  # what is 0 for new units is not 0 for the source's: the result is not alike along them
         return Cell(Kind.NEW, origin=node.place)
     return _combine_kept(run, node, laws, inputs, zeros, rest)
+
+
+def _passes_ones(
+    laws: Laws, inputs: list[Cell], zeros: frozenset[int], ones: frozenset[int], whole: frozenset[int]
+) -> int | None:
+    """The input that gains of 1 leave as it is, if there is one."""
+    through = [i for i in range(len(inputs)) if i not in zeros | ones]
+    alone = len(through) == 1 and inputs[through[0]].kind is Kind.KEPT and whole.issuperset(through)
+    return through[0] if alone and laws.passes(zeros, through[0], ones) else None
 
 
 def _combine_kept(run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int], rest: list[int]) -> Cell:

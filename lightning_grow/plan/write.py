@@ -153,8 +153,9 @@ def _plain_cell(draft: Draft, name: str, wanted: bool) -> CellPlan:
     identities = draft.chosen.choice.identities
     if name in identities:
         return CellPlan(Kind.IDENTITY if wanted else Kind.NEW)
-    beside = {item.rpartition(".")[0] for item in identities}
-    is_bias = name.rpartition(".")[0] in beside and len(draft.match.target.tensors[name].axes) == 1
+    tensors = draft.match.target.tensors
+    beside = {item.rpartition(".")[0] for item in identities if len(tensors[item].axes) == 2}
+    is_bias = name.rpartition(".")[0] in beside and len(tensors[name].axes) == 1
     return CellPlan(Kind.ZERO if is_bias else Kind.NEW)
 
 

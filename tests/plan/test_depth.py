@@ -153,3 +153,29 @@ def test_a_row_that_is_added_to_every_position_is_no_residual_stream():
     assert torch.equal(large(x), expected)
     assert large.blocks[1].norm.weight.all()
     assert not large.blocks[1].out.weight.any()
+
+
+class Scaled(nn.Module):
+    """A residual block whose stream has a gain of its own, a vector or one number."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.gain, self.layers = nn.Parameter(torch.full(shape, 0.5)), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.gain * x + self.out(self.layers(x))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider", "copy_and_extend"])
+@pytest.mark.parametrize("shape", [(8,), (1,), ()], ids=str)
+def test_a_gain_of_the_stream_begins_at_1(shape, strategy):
+    small, large = (nn.Sequential(nn.Linear(6, 8), *(Scaled(shape) for _ in range(count))) for count in (1, 2))
+    x = torch.randn(3, 6)
+    expected = small(x)
+    grow(small, large, example_inputs=(x,), strategy=strategy, verify=False)
+    assert torch.equal(large[2].gain, torch.ones(shape))
+    if strategy != "copy_and_extend":
+        assert torch.equal(large(x), expected)
+        large(x).sum().backward()
+        assert large[2].gain.grad.any()

@@ -356,3 +356,42 @@ def test_more_rows_to_choose_from_begin_as_copies_unless_the_choice_is_told():
     source, target = (Quantised(codes, True).double() for codes in (5, 8))  # equal rows: rounding chooses between them
     with pytest.raises(RefusedGrowth, match=r"argmin.* runs over 'codes.weight' axis 0 \(5 -> 8\).* Keep this size"):
         grow(source, target, example_inputs=(x,))
+
+
+class Positions(nn.Module):
+    """Heads that look positions up by what they compute themselves (contextual position encodings)."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.into, self.out, self.heads = nn.Linear(6, 4 * heads), nn.Linear(4 * heads, 3), heads
+
+    def forward(self, x):
+        each = self.into(x).view(len(x), self.heads, 4)
+        places = (each.sigmoid() * 3).long()
+        return self.out(each.gather(-1, places).flatten(1))
+
+
+@pytest.mark.parametrize("strategy", ["preserve", "net2wider"])
+def test_new_heads_go_by_positions_of_their_own(strategy):
+    x = torch.randn(5, 6, dtype=torch.float64)
+    source, target = (Positions(heads).double() for heads in (2, 3))
+    report = grow(source, target, strategy=strategy, example_inputs=(x,))
+    assert report.max_output_error <= EXACT
+
+
+class Indexed(nn.Module):
+    """Goes by positions that a wider layer computes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.into, self.mid, self.out = nn.Linear(6, width), nn.Linear(width, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        places = (self.mid(self.into(x)).sigmoid() * 3).long()
+        return self.out(x[:, :4].gather(-1, places))
+
+
+def test_positions_that_are_kept_are_gone_by():
+    x = torch.randn(5, 6, dtype=torch.float64)
+    source, target = (Indexed(width).double() for width in (8, 12))
+    assert grow(source, target, example_inputs=(x,)).max_output_error <= EXACT
