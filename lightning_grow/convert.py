@@ -1,6 +1,5 @@
 """A checkpoint of the source turned into one of the target: in memory for a resume, or file to file."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +135,6 @@ def _convert(
 ) -> TransferReport:
     load = load_mapped if is_mappable(path) else None
     checkpoint = read_checkpoint(path, weights_only=weights_only, load=load, hparams=find_hparams(target))
-    _gather_optimizers(checkpoint)
     choices: dict[str, Any] = {"optimizer": optimizer, "scheduler": "reset" if optimizer == "reset" else "keep"}
     check_has_states(checkpoint, **choices)
     growth = _grow(checkpoint, target, options, path, source, spool.like)
@@ -251,13 +249,6 @@ def _warn_of_unknown_names(checkpoint: Mapping[str, Any], source: nn.Module, tar
             "another input.",
             stacklevel=2,
         )
-
-
-def _gather_optimizers(checkpoint: dict[str, Any]) -> None:
-    """Put `optimizer_0`, ... of a consolidated checkpoint where Lightning keeps those of any other."""
-    names = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda key: int(key[10:]))
-    if names and "optimizer_states" not in checkpoint:
-        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
 
 
 def _configure_optimizers(target: nn.Module) -> list[Optimizer]:

@@ -24,7 +24,7 @@ DIFFERS, USAGE, UNREADABLE = 1, 2, 3
 
 app = typer.Typer(name="lightning-grow-checkpoint", no_args_is_help=True, pretty_exceptions_enable=False)
 
-File = Annotated[Path, typer.Argument(help="A file (Lightning, torch, safetensors) or a folder (Hugging Face).")]
+File = Annotated[Path, typer.Argument(help="A file (Lightning, torch, safetensors) or a folder (Hugging Face, FSDP2).")]
 Key = Annotated[str, typer.Option(help="Where in a torch file the weights are: model.state_dict.")]
 Model = Annotated[str, typer.Option(help="The class that wrote the weights: module:Class. A folder knows it.")]
 Set = Annotated[list[str], typer.Option("--set", help="What differs in the bigger model: hidden_dims=[256,256].")]

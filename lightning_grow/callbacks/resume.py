@@ -13,10 +13,10 @@ from lightning_grow.callbacks.surroundings import check_progress, check_version,
 from lightning_grow.callbacks.together import together
 from lightning_grow.comparison import shapes_differ
 from lightning_grow.convert import growing_outside
-from lightning_grow.files.checkpoint import is_mappable, load_mapped, read_checkpoint
+from lightning_grow.files.checkpoint import is_distributed, is_mappable, load_mapped, read_checkpoint
 from lightning_grow.files.hparams import find_hparams
 from lightning_grow.files.record import read_ours
-from lightning_grow.files.sharded import check_sharded
+from lightning_grow.files.sharded import check_sharded, find_differing_shapes
 from lightning_grow.living.rollback import all_or_nothing
 from lightning_grow.private import tree_map
 from lightning_grow.training_state.saved import looks_foreign
@@ -48,9 +48,13 @@ def reading(callback: Any, trainer: Trainer, own: Function) -> Function:
 
 
 def is_sharded_growth(trainer: Trainer, path: str | Path, weights_only: bool) -> bool:
-    """Whether a full checkpoint of another architecture meets parameters that lie in parts (FSDP2)."""
+    """Whether a checkpoint of another architecture meets parameters that lie in parts (FSDP2)."""
     module = trainer.lightning_module
-    if not isinstance(trainer.strategy, ModelParallelStrategy) or not is_mappable(path) or trainer.state.fn != "fit":
+    if not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.state.fn != "fit":
+        return False
+    if is_distributed(path):
+        return together(lambda: bool(find_differing_shapes(path, module)))
+    if not is_mappable(path):
         return False
     read = partial(read_checkpoint, weights_only=weights_only, load=load_mapped)
     return together(lambda: shapes_differ(read(path)["state_dict"], module))

@@ -94,7 +94,7 @@ def _check(path: str | Path, filesystem: Any, name: str) -> None:
                 f"{path} is empty: the run that wrote it was stopped. Resume from an earlier checkpoint."
             )
         if start == b"PK\x03\x04":
-            _check_archive(path, file, filesystem.size(name))
+            check_archive(path, file, filesystem.size(name))
 
 
 def _kind(names: set[str], path: str | Path) -> str:
@@ -140,7 +140,12 @@ def _find_damaged(archive: zipfile.ZipFile, what: str) -> str:
     return ""
 
 
-def _check_archive(path: str | Path, file: IO[bytes], size: int) -> None:
+def check_archive(path: str | Path, file: IO[bytes], size: int) -> None:
+    """Refuse an archive of torch.save that is not whole, `size` bytes long.
+
+    Raises:
+        CheckpointError: It is cut short, damaged, or of another writer.
+    """
     # torch.load checks no CRC: one flipped byte in a tensor would load as silently different weights.
     try:
         archive = zipfile.ZipFile(file)

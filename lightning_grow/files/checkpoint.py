@@ -30,7 +30,8 @@ def read_checkpoint(
     """Read a checkpoint that Lightning wrote, without ever running code from it.
 
     Args:
-        path: A file, or the address of one that fsspec can open (file://, memory://, s3://, https://).
+        path: A file, or the address of one that fsspec can open (file://, memory://, s3://, https://); or the folder
+            of a distributed checkpoint.
         weights_only: False lets the file run code while it loads; only for files you made yourself.
         load: What reads the file, given the path and `weights_only`; ``torch.load`` to the CPU when None.
         hparams: The hyperparameters of the module that it is for: the dataclasses and enums among them may be in the
@@ -46,9 +47,17 @@ def read_checkpoint(
     with torch.serialization.safe_globals([*find_types(hparams), (take_member, "builtins.getattr")]):
         checkpoint = read_file(path, weights_only=weights_only, load=load)
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("state_dict"), Mapping):
+        _gather_optimizers(checkpoint)
         check_sections(checkpoint, KEY, path)
         return checkpoint
     raise CheckpointError(f"{path} is not a Lightning checkpoint: {describe(checkpoint)}")
+
+
+def _gather_optimizers(checkpoint: dict[str, Any]) -> None:
+    """Put `optimizer_0`, ... of a sharded checkpoint where Lightning keeps those of any other."""
+    names = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda key: int(key[10:]))
+    if names and "optimizer_states" not in checkpoint:
+        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
 
 
 def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None = None) -> Any:
@@ -65,6 +74,10 @@ def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None 
     Raises:
         CheckpointError: As for `read_checkpoint`.
     """
+    if is_distributed(path):
+        from lightning_grow.files.folder import read_folder  # with torch's own part, which is slow to import
+
+        return read_folder(Path(path), weights_only=weights_only)
     with at_hand(path) as place:
         check_file(place, others=load is not None)
         try:
@@ -103,6 +116,11 @@ def is_finite(tensor: Tensor) -> bool:
 def _load(path: str, weights_only: bool) -> Any:
     with open_file(path) as file:
         return torch.load(file, map_location="cpu", weights_only=weights_only)
+
+
+def is_distributed(path: str | Path) -> bool:
+    """Whether a path is the folder of a checkpoint that a sharded strategy wrote to its end."""
+    return (Path(path) / ".metadata").is_file()
 
 
 def is_mappable(path: str | Path) -> bool:

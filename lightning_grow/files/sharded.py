@@ -30,18 +30,26 @@ def check_sharded(path: str | Path, module: nn.Module, *, weights_only: bool = T
         CheckpointError: The file cannot be read.
         RefusedGrowth: Names or shapes differ.
     """
-    source = _read_shapes(Path(path), weights_only)
-    target = {name: tuple(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()}
-    differing = sorted(name for name in source.keys() | target.keys() if source.get(name) != target.get(name))
+    differing = find_differing_shapes(path, module, weights_only=weights_only)
     if differing:
-        name = differing[0]
+        name, (old, new) = next(iter(differing.items()))
         raise RefusedGrowth(
             f"cannot grow {path} inside a sharded strategy, which loads each rank's part by itself: {len(differing)} "
-            f"tensors differ, e.g. {name!r} is {source.get(name, 'absent')} in the checkpoint and "
-            f"{target.get(name, 'absent')} in the module. Consolidate a folder into one file (python -m "
-            "lightning.fabric.utilities.consolidate_checkpoint FOLDER), grow that with "
-            "lightning_grow.convert_checkpoint(..., optimizer='transfer'), and resume from what it writes."
+            f"tensors differ, e.g. {name!r} is {'absent' if old is None else old} in the checkpoint and "
+            f"{'absent' if new is None else new} in the module. Grow it first with "
+            "lightning_grow.convert_checkpoint(..., optimizer='transfer'), which reads files and folders, and resume "
+            "from what it writes."
         )
+
+
+def find_differing_shapes(
+    path: str | Path, module: nn.Module, *, weights_only: bool = True
+) -> dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """The tensors, by name, whose shapes differ between a checkpoint and a module; reads no tensor of a folder."""
+    source = _read_shapes(Path(path), weights_only)
+    target = {name: tuple(tensor.shape) for name, tensor in find_tensors(module.state_dict()).items()}
+    every = sorted(source.keys() | target.keys())
+    return {name: (source.get(name), target.get(name)) for name in every if source.get(name) != target.get(name)}
 
 
 def _read_shapes(path: Path, weights_only: bool) -> dict[str, tuple[int, ...]]:

@@ -91,8 +91,8 @@ def read_weights(path: Path, key: str = "", *, data: bool = True) -> Weights:
         return Weights(kind, dict(_read_safetensors(path, data)))
     if kind is Kind.HUGGINGFACE:
         return Weights(kind, _read_shards(path, data), read_json(path / "config.json"))
-    if kind is Kind.DISTRIBUTED:
-        return Weights(kind, _read_shapes(path, data))
+    if kind is Kind.DISTRIBUTED and not data:
+        return Weights(kind, _read_shapes(path))
     return _read_torch(path, key, data)
 
 
@@ -217,12 +217,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_shapes(folder: Path, data: bool) -> dict[str, Tensor]:
-    if data:
-        raise CheckpointError(
-            f"{folder} is a distributed checkpoint. Consolidate it into one file first: python -m "
-            f"lightning.fabric.utilities.consolidate_checkpoint {folder}"
-        )
+def _read_shapes(folder: Path) -> dict[str, Tensor]:
     entries = read_metadata(folder).state_dict_metadata
     return {
         name: torch.empty(tuple(entry.size), dtype=entry.properties.dtype, device="meta")

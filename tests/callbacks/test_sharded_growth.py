@@ -178,15 +178,22 @@ def test_a_run_grown_in_parts_is_saved_and_goes_on_and_grows_again(tmp_path):
         trainer, _ = fit([14, 11], folder, 2, f"{folder}/small.ckpt", full=False, optimizer="transfer")
         trainer.save_checkpoint(f"{folder}/folder.ckpt")
         parts, _ = fit([14, 11], folder, 3, f"{folder}/folder.ckpt")
+        _, other = fit([20, 16], folder, 3, f"{folder}/folder.ckpt", optimizer="transfer")
+        alone, one = fit([20, 16], folder, 3, f"{folder}/folder.ckpt", 0, optimizer="transfer")
         if trainer.is_global_zero:
             weights = seen.weights["net.2.weight"]
             kept = torch.equal(wide.weights["net.2.weight"][:11, :14], weights)
             moments = torch.equal(wide.moments["net.2.weight exp_avg"][:11, :14], seen.moments["net.2.weight exp_avg"])
-            steps = [again.global_step, larger.global_step, parts.global_step]
-            print(json.dumps(dict(kept=kept, moments=moments, steps=steps)))
+            steps = [again.global_step, larger.global_step, parts.global_step, alone.global_step]
+            alike = [
+                ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+                for found in (other, one)
+                for ours, theirs in ((found.weights, wide.weights), (found.moments, wide.moments))
+            ]
+            print(json.dumps(dict(kept=kept, moments=moments, steps=steps, alike=alike)))
     """,
     )
-    assert found == [{"kept": True, "moments": True, "steps": [24, 24, 24]}]
+    assert found == [{"kept": True, "moments": True, "steps": [24, 24, 24, 24], "alike": [True] * 4}]
 
 
 def test_a_warm_up_goes_on_after_a_resume_in_its_middle(tmp_path):
