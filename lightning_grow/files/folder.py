@@ -49,6 +49,8 @@ def read_folder(folder: Path, *, weights_only: bool = True) -> dict[str, Any]:
         for name, entry in metadata.state_dict_metadata.items():
             item = _read(folder, name, entry, places[name], spool)
             _put(content, (metadata.planner_data or {}).get(name, (name,)), item)
+    if "model" in content and "state_dict" not in content:  # FSDPStrategy's name for it
+        content["state_dict"] = content.pop("model")
     rest = folder / REST
     return content | (read_file(rest, weights_only=weights_only) if rest.is_file() else {})
 

@@ -57,10 +57,11 @@ def _read_shapes(path: Path, weights_only: bool) -> dict[str, tuple[int, ...]]:
         state = find_tensors(read_checkpoint(path, weights_only=weights_only)["state_dict"])
         return {name: tuple(tensor.shape) for name, tensor in state.items()}
     entries = read_metadata(path).state_dict_metadata
+    weights = "model." if any(name.startswith("model.") for name in entries) else "state_dict."  # FSDP1, FSDP2
     return {
-        name.removeprefix("state_dict."): tuple(entry.size)
+        name.removeprefix(weights): tuple(entry.size)
         for name, entry in entries.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(weights) and isinstance(entry, TensorStorageMetadata)
     }
 
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from lightning_grow import CheckpointError
 from lightning_grow.files.checkpoint import read_checkpoint
 from lightning_grow.files.folder import REST
-from lightning_grow.files.sharded import check_sharded, read_metadata
+from lightning_grow.files.sharded import check_sharded, find_differing_shapes, read_metadata
 
 SHARDED = """
     import subprocess, sys
@@ -155,12 +155,13 @@ def test_a_damaged_folder_is_said(tmp_path, content, said):
         check_sharded(tmp_path, nn.Linear(2, 2))
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A folder of two state dicts, one in a list, as Lightning saves them."""
+@pytest.fixture(params=["state_dict"])
+def saved(tmp_path, request):
+    """A folder of two state dicts, as Lightning saves them."""
     content = {
-        "state_dict": {"weight": torch.arange(600.0).view(20, 30), "count": torch.tensor(3)},
+        request.param: {"weight": torch.arange(600.0).view(20, 30), "count": torch.tensor(3)},
         "optimizer_0": {"state": {"weight": {"exp_avg": torch.ones(20, 30), "step": torch.tensor(2.0)}}, "groups": [1]},
+        "pair": [torch.zeros(2), {"second": torch.ones(2)}],
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that one process saves
@@ -169,12 +170,17 @@ def saved(tmp_path):
     return tmp_path / "folder"
 
 
+@pytest.mark.parametrize("saved", ["state_dict", "model"], indirect=True)
 def test_a_folder_is_read_as_one_file(saved):
     found = read_checkpoint(saved)
+    module = nn.Module()
+    module.register_buffer("weight", torch.zeros(20, 31))
+    assert find_differing_shapes(saved, module) == {"weight": ((20, 30), (20, 31)), "count": ((), None)}
     assert torch.equal(found["state_dict"]["weight"], torch.arange(600.0).view(20, 30))
     assert found["state_dict"]["count"] == 3
     assert torch.equal(found["optimizer_states"][0]["state"]["weight"]["exp_avg"], torch.ones(20, 30))
     assert found["optimizer_states"][0]["groups"] == [1]
+    assert torch.equal(found["pair"][1]["second"], torch.ones(2))
     assert found["global_step"] == 4
     assert sorted(item.name for item in saved.iterdir()) == [".metadata", "__0_0.distcp", REST]
 
@@ -223,8 +229,9 @@ def leave_out(saved):
 def swap(saved):
     metadata = read_metadata(saved)
     places = metadata.storage_data
-    weight, count = (next(item for item in places if item.fqn == f"state_dict.{name}") for name in ("weight", "count"))
-    places[weight] = places[count]
+    names = ("state_dict.weight", "optimizer_0.state.weight.step")
+    weight, step = (next(item for item in places if item.fqn == name) for name in names)
+    places[weight] = places[step]
     (saved / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
