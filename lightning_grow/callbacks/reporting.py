@@ -43,13 +43,14 @@ def mark_growth(trainer: Trainer, module: LightningModule, report: TransferRepor
     """
     count = sum(parameter.numel() for parameter in module.parameters())
     for logger in trainer.loggers:
-        logger.log_hyperparams(find_hparams(module))
+        if not isinstance(logger, MLFlowLogger):  # which refuses a parameter's second value; it has a file of them
+            logger.log_hyperparams(find_hparams(module))
         logger.log_metrics({"growth/parameters": count}, step=trainer.global_step)
         if trainer.is_global_zero:
-            _show(logger, report, trainer.global_step)
+            _show(logger, report, find_hparams(module), trainer.global_step)
 
 
-def _show(logger: Logger, report: TransferReport, step: int) -> None:
+def _show(logger: Logger, report: TransferReport, hparams: Mapping[str, Any], step: int) -> None:
     """Put the table and the picture where a logger has a place for them; without matplotlib there is no picture."""
     if not isinstance(logger, (TensorBoardLogger, WandbLogger, MLFlowLogger)):
         return
@@ -67,6 +68,8 @@ def _show(logger: Logger, report: TransferReport, step: int) -> None:
         logger.log_text("growth/table", ["table"], [[str(report)]], step=step)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_text(logger.run_id, str(report), f"growth_step{step}.txt")
+        settings = json.dumps(dict(hparams), indent=2, default=str)
+        logger.experiment.log_text(logger.run_id, settings, f"growth_step{step}.json")
 
 
 def describe_optimizers(

@@ -21,6 +21,9 @@ from lightning_grow.private import tree_leaves
 KEY = "lightning_grow"
 """The library's own key in a checkpoint; everything under it is of plain types."""
 
+REST = "meta.pt"
+"""Lightning's file in the folder of a distributed checkpoint: all but weights and moments."""
+
 Load = Callable[[str, bool], Any]
 
 
@@ -75,9 +78,7 @@ def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None 
         CheckpointError: As for `read_checkpoint`.
     """
     if is_distributed(path):
-        from lightning_grow.files.folder import read_folder  # with torch's own part, which is slow to import
-
-        return read_folder(Path(path), weights_only=weights_only)
+        return _read_folder(Path(path), weights_only)
     with at_hand(path) as place:
         check_file(place, others=load is not None)
         try:
@@ -86,6 +87,21 @@ def read_file(path: str | Path, *, weights_only: bool = True, load: Load | None 
             raise
         except Exception as error:
             raise CheckpointError(explain(place, error)) from error
+
+
+def _read_folder(folder: Path, weights_only: bool) -> dict[str, Any]:
+    from lightning_grow.files.folder import read_parts  # with torch's own part, which is slow to import
+
+    beside = folder / REST
+    try:
+        content = read_parts(folder)
+    except (MemoryError, CheckpointError):
+        raise
+    except Exception as error:  # what is said of a tensor may be anything
+        raise CheckpointError(
+            f"{folder}/.metadata is damaged ({type(error).__name__}: {str(error)[:60]}). {AGAIN}"
+        ) from error
+    return content | (read_file(beside, weights_only=weights_only) if beside.is_file() else {})
 
 
 def check_finite(state: Mapping[str, Any], names: Iterable[str], path: str | Path = "the checkpoint") -> None:

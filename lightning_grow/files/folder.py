@@ -19,23 +19,15 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from lightning_grow.errors import CheckpointError
 from lightning_grow.files.archive import AGAIN, check_archive
-from lightning_grow.files.checkpoint import read_file
-from lightning_grow.files.sharded import read_metadata
+from lightning_grow.files.metadata import read_metadata
 from lightning_grow.files.spool import Spool, spooling
 
-REST = "meta.pt"
-"""Lightning's file beside the parts."""
 
-
-def read_folder(folder: Path, *, weights_only: bool = True) -> dict[str, Any]:
-    """Read the folder that a sharded strategy saved as if it were the file of one process.
-
-    Args:
-        folder: The folder.
-        weights_only: As in `read_checkpoint`, for Lightning's own part; weights and moments never run code.
+def read_parts(folder: Path) -> dict[str, Any]:
+    """Read what all processes wrote into the folder of a sharded strategy: weights and moments.
 
     Returns:
-        The checkpoint; its tensors lie in files of their own, which are gone with them.
+        All but what stands in the file beside them. The tensors lie in files of their own, which are gone with them.
 
     Raises:
         CheckpointError: A part is missing, cut short, damaged, or would need code to load.
@@ -51,8 +43,7 @@ def read_folder(folder: Path, *, weights_only: bool = True) -> dict[str, Any]:
             _put(content, (metadata.planner_data or {}).get(name, (name,)), item)
     if "model" in content and "state_dict" not in content:  # FSDPStrategy's name for it
         content["state_dict"] = content.pop("model")
-    rest = folder / REST
-    return content | (read_file(rest, weights_only=weights_only) if rest.is_file() else {})
+    return content
 
 
 def _read(folder: Path, name: str, entry: Any, places: Sequence[tuple[MetadataIndex, Any]], spool: Spool) -> Any:

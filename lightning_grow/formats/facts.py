@@ -11,8 +11,8 @@ import torch
 from rich.console import Group
 from rich.table import Table
 
+from lightning_grow.files.metadata import read_metadata
 from lightning_grow.files.record import checkpoint_hparams, find_record
-from lightning_grow.files.sharded import read_metadata
 from lightning_grow.folding import folded, grouped, pattern
 from lightning_grow.formats.weights import Kind, Weights, find_kind, read_weights
 from lightning_grow.report import format_shape

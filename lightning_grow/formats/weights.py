@@ -16,8 +16,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from lightning_grow.errors import CheckpointError
 from lightning_grow.extras import extra
 from lightning_grow.files.checkpoint import KEY, explain, is_mappable, read_file
+from lightning_grow.files.metadata import read_metadata
 from lightning_grow.files.sections import check_sections
-from lightning_grow.files.sharded import read_metadata
 from lightning_grow.files.writing import write_checkpoint
 from lightning_grow.private import tree_leaves
 

@@ -14,13 +14,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import wandb
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import OmegaConf
 from stacks import GrowableStack, Stack, batches, fit, make_trainer, outputs, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -829,3 +830,26 @@ def test_a_growth_is_marked_in_every_logger(tmp_path):
     assert [event.step for event in events.Images("growth")] == [8, 20]
     (text, _) = events.Tensors("growth/text_summary")
     assert b"net.0.weight" in text.tensor_proto.string_val[0]
+
+
+def test_a_growth_is_marked_in_weights_and_biases_and_mlflow(tmp_path, monkeypatch):
+    """Both write to this disk; what they wrote is read back."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a data base needs the whole of mlflow
+    wandb_logger = WandbLogger(save_dir=tmp_path, offline=True)
+    mlflow_logger = MLFlowLogger(save_dir=str(tmp_path / "mlruns"))
+    module = make()
+    fit(module, tmp_path, GrowthSchedule(STAGES[:1], at=[8]), max_epochs=2, logger=[wandb_logger, mlflow_logger])
+    client, run = mlflow_logger.experiment, mlflow_logger.run_id
+    counts = [(item.step, item.value) for item in client.get_metric_history(run, "growth/parameters")]
+    assert counts == [(8, 4 * 12 + 12 + 12 * 2 + 2)]
+    (folder,) = (tmp_path / "mlruns").glob(f"*/{run}/artifacts")
+    assert (folder / "growth_step8.png").exists()
+    assert "net.0.weight" in (folder / "growth_step8.txt").read_text()
+    assert json.loads((folder / "growth_step8.json").read_text())["hidden_dims"] == [12]
+    assert wandb_logger.experiment.summary["growth/parameters"] == counts[0][1]
+    wandb.finish()
+    images = list((tmp_path / "wandb").glob("offline-run-*/files/media/images/growth_*.png"))
+    tables = list((tmp_path / "wandb").glob("offline-run-*/files/media/table/growth/table_*.json"))
+    assert len(images) == 1
+    assert "net.0.weight" in tables[0].read_text()
