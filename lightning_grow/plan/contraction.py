@@ -57,7 +57,7 @@ def _add_bias(run: Run, node: Node, output: Value, bias: Value, cells: Cells) ->
         own = own.reshape([1, -1, *[1] * (len(output.axes) - 2)])
     factors = [value for value in node.tensors() if value is not bias]
     given = next((value for value in factors if value.name is None and value in run.match.values), factors[0])
-    result, same = combine(run, node, output, ADD, [(given, cells), (bias, own)])
+    result, same = combine(run, node, output, ADD, [(given, cells), (bias, own)], frozenset([0]))
     run.match.pass_on(same if same is given else None, output)
     return result
 

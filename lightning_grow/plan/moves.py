@@ -122,7 +122,7 @@ def scatter(run: Run, node: Node, output: Value, meaning: Scatter) -> Cells:
     laws = Laws(lambda inputs: onto(*inputs), 2, onto)
     if _says_nothing(run, meaning.base):
         inputs, laws = inputs[1:], Laws(lambda inputs: onto(inputs[0] * 0, inputs[0]), 1, (onto, "onto zeros"))
-    return combine(run, node, output, laws, inputs)[0]
+    return combine(run, node, output, laws, inputs, frozenset(range(len(inputs))))[0]
 
 
 def _says_nothing(run: Run, base: Value) -> bool:

@@ -32,7 +32,8 @@ def pointwise(run: Run, node: Node, output: Value, meaning: Pointwise) -> Cells:
     else:
         laws = operator_laws(node, tuple(changed))
     inputs = [(value, known_content(run, node, value)) for value in meaning.inputs]
-    result, same = combine(run, node, output, laws, inputs, [kept(scale) for scale in changed.values()])
+    whole = frozenset(i for i, (value, _) in enumerate(inputs) if value.shape == output.shape)
+    result, same = combine(run, node, output, laws, inputs, whole, [kept(scale) for scale in changed.values()])
     run.match.pass_on(same, output)
     gain = run.roles.gain(meaning.inputs[0]) if node.name == "add" and len(meaning.inputs) == 1 else None
     if gain is None or gain not in run.roles.offsets or run.step.source is None:
@@ -46,7 +47,13 @@ def pointwise(run: Run, node: Node, output: Value, meaning: Pointwise) -> Cells:
 
 
 def combine(
-    run: Run, node: Node, output: Value, laws: Laws, inputs: Inputs, numbers: Sequence[Cell] = ()
+    run: Run,
+    node: Node,
+    output: Value,
+    laws: Laws,
+    inputs: Inputs,
+    whole: frozenset[int],
+    numbers: Sequence[Cell] = (),
 ) -> tuple[Cells, Value | None]:
     """The cells of a pointwise function of cells.
 
@@ -56,6 +63,7 @@ def combine(
         output: What it computes.
         laws: Its algebra.
         inputs: Every input with its cells.
+        whole: Those that are not repeated to be as large as the output.
         numbers: The factors of number arguments that differ.
 
     Returns:
@@ -63,7 +71,6 @@ def combine(
         are x, a ReLU of a ReLU's output is that output.
     """
     passed: set[int] = set()
-    whole = frozenset(i for i, (value, _) in enumerate(inputs) if value.shape == output.shape)
     fixed = frozenset(i for i, (value, _) in enumerate(inputs) if value.constant is not None)
     shape = run.layout.shape(output.axes)
     spread = [np.broadcast_to(cells, shape) for _, cells in inputs]

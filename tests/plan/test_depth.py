@@ -82,6 +82,12 @@ def test_a_new_branch_begins_as_it_is_initialised_but_for_its_last_layer():
     assert not large[2].out.weight.any()
 
 
+def stack(*widths):
+    sizes = list(pairwise([6, *widths]))
+    layers = [part for pair in sizes for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], 2)).double()
+
+
 class Weighted(nn.Module):
     """A residual block whose stream is multiplied by a number (DeepNorm's alpha)."""
 
@@ -179,3 +185,10 @@ def test_a_gain_of_the_stream_begins_at_1(shape, strategy):
         assert torch.equal(large(x), expected)
         large(x).sum().backward()
         assert large[2].gain.grad.any()
+
+
+@pytest.mark.parametrize("widths", [(14, 11, 11), (9, 7, 7), (14, 14, 7)], ids=str)
+def test_a_layer_of_another_width_than_those_before_it_begins_as_the_identity(widths):
+    small, large = (stack(*item) for item in ((9, 7), widths))
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert grow(small, large, example_inputs=(x,)).max_output_error <= 1e-14
