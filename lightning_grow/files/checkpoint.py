@@ -58,7 +58,8 @@ def read_checkpoint(
 
 def _gather_optimizers(checkpoint: dict[str, Any]) -> None:
     """Put `optimizer_0`, ... of a sharded checkpoint where Lightning keeps those of any other."""
-    names = sorted((key for key in checkpoint if re.fullmatch(r"optimizer_\d+", key)), key=lambda key: int(key[10:]))
+    named = (key for key in checkpoint if isinstance(key, str) and re.fullmatch(r"optimizer_\d+", key))
+    names = sorted(named, key=lambda key: int(key[10:]))
     if names and "optimizer_states" not in checkpoint:
         checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
 
