@@ -41,13 +41,13 @@ def mark_growth(trainer: Trainer, module: LightningModule, report: TransferRepor
 
     TensorBoard, Weights & Biases and MLflow have the table and the picture too.
     """
-    count = sum(parameter.numel() for parameter in module.parameters())
+    count, hparams = sum(parameter.numel() for parameter in module.parameters()), find_hparams(module)
     for logger in trainer.loggers:
         if not isinstance(logger, MLFlowLogger):  # which refuses a parameter's second value; it has a file of them
-            logger.log_hyperparams(find_hparams(module))
+            logger.log_hyperparams(hparams)
         logger.log_metrics({"growth/parameters": count}, step=trainer.global_step)
         if trainer.is_global_zero:
-            _show(logger, report, find_hparams(module), trainer.global_step)
+            _show(logger, report, hparams, trainer.global_step)
 
 
 def _show(logger: Logger, report: TransferReport, hparams: Mapping[str, Any], step: int) -> None:

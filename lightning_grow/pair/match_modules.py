@@ -15,7 +15,6 @@ from lightning_grow.pair.mismatch import saved_names
 from lightning_grow.pair.names import match_names
 from lightning_grow.pair.settings import find_settings
 from lightning_grow.trace.axes import Axis
-from lightning_grow.trace.names import strip_compiled
 from lightning_grow.trace.outputs import Forward
 from lightning_grow.trace.tape import Trace, Value
 from lightning_grow.trace.tracer import named_tensors, trace
@@ -83,9 +82,9 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _made_anew(module: nn.Module, tape: Trace) -> set[str]:
     """Buffers in no file that a forward does not read: what it keeps for its next calls, or fills in its first one."""
-    saved, used = {*saved_names(module)}, tape.used()
-    parameters = {strip_compiled(name) for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name for name, value in tape.tensors.items() if value not in used} - saved - parameters
+    used = tape.used()
+    unread = {name for name, value in tape.tensors.items() if value not in used and not value.trained}
+    return unread - set(saved_names(module))
 
 
 def match_tapes(source: Trace, target: Trace, names: dict[str, str], settings: Collection[str] = ()) -> Match:

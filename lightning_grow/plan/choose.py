@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -77,7 +76,8 @@ def choose(
     if not promises or (first.parts and not is_deeper):
         return Chosen(start, parts=() if is_deeper else first.parts, lost=first.lost, stuck=first.run)
     numbers = _free_numbers(match.target, target) if options.allow_attribute_changes else frozenset()
-    gains = replace(bare, identities=_unit_gains(match))
+    tensors = match.target.tensors
+    gains = replace(start, identities=frozenset(name for name in start.identities if len(tensors[name].axes) < 2))
     begins = [bare, gains, start, replace(bare, free_numbers=numbers), replace(start, free_numbers=numbers)]
     tried, chosen, furthest = set[Choice](), first, first
     for choice in begins:
@@ -177,23 +177,19 @@ def find_attributes(chosen: Chosen, trace: Trace, target: nn.Module) -> dict[str
 def _unit_gains(match: Match) -> frozenset[str]:
     """New parameters that scale what comes into their module, or a sum: at 1 they leave a residual stream as it is."""
     trace = match.target
-    readers: dict[Value, list[Node]] = defaultdict(list)
-    for node in trace.nodes:
-        for value in node.tensors():
-            readers[value].append(node)
+
+    def comes_in(value: Value, module: str) -> bool:
+        maker = trace.makers.get(value)
+        return maker is None or maker.name == "add" or not f"{maker.path}.".startswith(f"{module}.")
 
     def scales(name: str, value: Value) -> bool:
-        scaled = [item for node in readers[value] for item in node.tensors() if item is not value]
-        return bool(scaled) and all(node.name == "mul" for node in readers[value]) and all(map(comes_in(name), scaled))
-
-    def comes_in(name: str) -> Callable[[Value], bool]:
-        module = name.rpartition(".")[0]
-
-        def is_outside(value: Value) -> bool:
-            maker = trace.makers.get(value)
-            return maker is None or maker.name == "add" or not f"{maker.path}.".startswith(f"{module}.")
-
-        return is_outside
+        readers, module = trace.readers.get(value, []), name.rpartition(".")[0]
+        scaled = [item for node in readers for item in node.tensors() if item is not value]
+        return (
+            bool(scaled)
+            and all(node.name == "mul" for node in readers)
+            and all(comes_in(item, module) for item in scaled)
+        )
 
     return frozenset(
         name

@@ -201,16 +201,18 @@ def _compare_output(run: Run, number: int, old: Value, new: Value) -> None:
 
     run.layout.each_cell(new.axes, look)
     length = _other_length(run, number, old, new)
-    has_layers = bool(new_modules(run.match.target.tensors, run.match.names))
-    first = length if has_layers else ""  # new layers show in it before they change what is in it
+
+    def cause(origin: str) -> str:  # new layers show in a length before they change what is in it
+        return length if length and new_modules(run.match.target.tensors, run.match.names) else origin
+
     if other := next((cell for cell in unkept if cell.kind is Kind.NEW), None):
-        raise run.parting(first or other.origin or "new entries")
+        raise run.parting(cause(other.origin or "new entries"))
     run.step.equations.extend(Equation(cell.scale, f"output {number}") for cell in kept)
     if run.failures:
         return
     if run.match.values.get(new) is not run.match.first(old):
         parted = next((step.parted for step in run.steps if step.parted), f"output {number} differently")
-        raise run.parting(first or parted)
+        raise run.parting(cause(parted))
     if length:
         raise run.parting(length)
 

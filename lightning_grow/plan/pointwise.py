@@ -20,6 +20,7 @@ from lightning_grow.trace.meanings import Cells, Pointwise, Reduce
 from lightning_grow.trace.tape import Node, Value
 
 Inputs = Sequence[tuple[Value, Cells]]
+_GAIN = Cell(Kind.NEW, origin="a new gain")
 
 
 def pointwise(run: Run, node: Node, output: Value, meaning: Pointwise) -> Cells:
@@ -95,27 +96,23 @@ def _combine(
 ) -> Cell:
     zeros = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.ZERO)
     ones = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.IDENTITY)
-    if ones and (through := _passes_ones(laws, inputs, zeros, ones, whole)) is not None:
-        if wanted:
-            passed.add(through)
-        return inputs[through]
-    inputs = [Cell(Kind.NEW, origin="a new gain") if i in ones else cell for i, cell in enumerate(inputs)]
     new = frozenset(i for i, cell in enumerate(inputs) if cell.kind is Kind.NEW)
-    rest = [i for i in range(len(inputs)) if i not in zeros | new]
+    rest = [i for i in range(len(inputs)) if i not in zeros | ones | new]
     if zeros and laws.vanishes(zeros):
         return ZERO
+
+    def passes() -> bool:
+        return len(rest) == 1 and whole.issuperset(rest) and laws.passes(zeros, rest[0], ones)
+
+    if ones and (new or not passes()):  # a gain of 1 says nothing of anything else
+        new, inputs = new | ones, [_GAIN if i in ones else cell for i, cell in enumerate(inputs)]
     if new:
         if run.step.source is None:  # a new layer's own mask is nothing that has to be kept
             rest = [i for i in rest if i not in fixed]
             wanted = wanted and whole.issuperset(rest)  # a row that is added to every position is no residual stream
         return _combine_new(run, laws, inputs, zeros, new, rest, wanted)
     if run.step.source is None:
-        unchanged = (
-            len(rest) == 1
-            and whole.issuperset(rest)
-            and (laws.passes(zeros, rest[0]) or (len(inputs) == 1 and _is_repeated(run, node, laws)))
-        )
-        if not unchanged:
+        if not passes() and not (len(inputs) == 1 and _is_repeated(run, node, laws)):
             return run.new_here()
         if wanted:
             passed.add(rest[0])
@@ -123,15 +120,6 @@ def _combine(
     if zeros and not wanted:  # what is 0 for new units is not 0 for the source's: the result is not alike along them
         return Cell(Kind.NEW, origin=node.place)
     return _combine_kept(run, node, laws, inputs, zeros, rest)
-
-
-def _passes_ones(
-    laws: Laws, inputs: list[Cell], zeros: frozenset[int], ones: frozenset[int], whole: frozenset[int]
-) -> int | None:
-    """The input that gains of 1 leave as it is, if there is one."""
-    through = [i for i in range(len(inputs)) if i not in zeros | ones]
-    alone = len(through) == 1 and inputs[through[0]].kind is Kind.KEPT and whole.issuperset(through)
-    return through[0] if alone and laws.passes(zeros, through[0], ones) else None
 
 
 def _combine_kept(run: Run, node: Node, laws: Laws, inputs: list[Cell], zeros: frozenset[int], rest: list[int]) -> Cell:

@@ -77,11 +77,10 @@ def _picks_alike(run: Run, output: Value, meaning: Reduce) -> bool:
 
 
 def _only_picks(trace: Trace, index: Value) -> bool:
-    readers = [node for node in trace.nodes if index in node.tensors()]
     return index not in trace.outputs.values() and all(
         all(isinstance(meaning, Lookup) and meaning.index is index for meaning in node.meaning)
         or (only_moves(node) and all(_only_picks(trace, value) for value in node.outputs))
-        for node in readers
+        for node in trace.readers.get(index, [])
     )
 
 

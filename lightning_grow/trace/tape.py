@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,6 +127,15 @@ class Trace:
     def makers(self) -> dict[Value, Node]:
         """The operator that computes each value."""
         return {value: node for node in self.nodes for value in node.outputs}
+
+    @cached_property
+    def readers(self) -> dict[Value, list[Node]]:
+        """The operators that take each value, in order."""
+        found: dict[Value, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for value in dict.fromkeys(node.tensors()):
+                found[value].append(node)
+        return dict(found)
 
     def used(self) -> set[Value]:
         """The values that some operator takes, or that are returned."""

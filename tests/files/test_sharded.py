@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
-from lightning_grow import CheckpointError
+from lightning_grow import CheckpointError, RefusedGrowth
 from lightning_grow.files.checkpoint import REST, read_checkpoint
 from lightning_grow.files.metadata import read_metadata
 from lightning_grow.files.sharded import check_sharded, find_differing_shapes
@@ -28,7 +28,6 @@ SHARDED = """
     from torch.utils._pytree import tree_leaves
     from lightning_grow.callbacks import ArchTransfer
     from lightning_grow.convert import convert_checkpoint
-    from lightning_grow.errors import RefusedGrowth
     from stacks import Stack, batches
 
     torch.set_num_threads(1)
@@ -115,6 +114,12 @@ def test_the_metadata_of_torchs_writer_is_read(folder):
     expected = dcp.FileSystemReader(folder).read_metadata()
     assert read_metadata(folder).state_dict_metadata == expected.state_dict_metadata
     check_sharded(folder, nn.Linear(2, 3))
+    with pytest.raises(
+        RefusedGrowth, match=r"'bias' is \(3,\) in the checkpoint and \(4,\) in the module.*convert_checkpoint"
+    ):
+        check_sharded(folder, nn.Linear(2, 4))
+    with pytest.raises(RefusedGrowth, match=r"1 tensors differ, e.g. 'bias' is \(3,\) in the checkpoint and absent"):
+        check_sharded(folder, nn.Linear(2, 3, bias=False))
 
 
 def test_an_enum_that_python_3_11_0_to_3_11_3_pickled_by_name_is_read(tmp_path):
