@@ -1,10 +1,12 @@
-"""Measure planning against width, and applying a plan against `load_state_dict`, side by side in one process.
+"""Measure planning against width, layers and steps, the import, and applying a plan against `load_state_dict`.
 
-Run `python benchmarks/speed.py` (about a minute); it writes benchmarks/results/speed.md.
+Run `python benchmarks/speed.py` (about five minutes); it writes benchmarks/results/speed.md.
 """
 
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,21 +46,54 @@ def interleaved(jobs: dict[str, Callable[[], object]]) -> dict[str, list[float]]
     return times
 
 
+class Loop(nn.Module):
+    """A cell called once a step, from a Python loop."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(5, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x (batch, steps, 5), (batch, 3)."""
+        state = x.new_zeros(len(x), self.cell.hidden_size)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state)
+
+
 def planning() -> list[str]:
-    """Median seconds to plan a 12-layer encoder, small and wide."""
-    pairs = {}
+    """Median seconds of a plan: against width, layers and steps."""
+    jobs: dict[str, Callable[[], object]] = {}
     with torch.device("meta"):
-        for width in (256, 4096):
-            pairs[width] = encoder(width, 8, 12), encoder(width * 3 // 2, 12, 12)
-    times = interleaved(
-        {str(width): lambda pair=pair: plan_growth(*pair, example_inputs=INPUTS) for width, pair in pairs.items()}  # type: ignore[misc]
-    )
-    medians = {width: statistics.median(items) for width, items in times.items()}
-    lines = ["| planning a 12-layer encoder, x1.5 | median s | lowest to highest |", "|---|---|---|"]
-    for width, items in times.items():
-        lines.append(f"| d = {width} | {medians[width]:.2f} | {min(items):.2f} to {max(items):.2f} |")
-    ratio = medians["4096"] / medians["256"]
-    return [*lines, "", f"d = 4096 takes {ratio:.2f} times as long as d = 256.", ""]
+        for layers, width in ((12, 64), (12, 256), (12, 4096), (24, 256)):
+            pair = encoder(width, 8, layers), encoder(width * 3 // 2, 12, layers)
+            name = f"an encoder of {layers} layers, d = {width} to {width * 3 // 2}"
+            jobs[name] = lambda pair=pair: plan_growth(*pair, example_inputs=INPUTS)  # type: ignore[misc]
+        for steps in (100, 200):
+            pair, inputs = (Loop(16), Loop(24)), (torch.randn(2, steps, 5),)
+            jobs[f"a loop of {steps} steps"] = lambda pair=pair, x=inputs: plan_growth(*pair, example_inputs=x)  # type: ignore[misc]
+    lines = ["| planning | median s | lowest to highest |", "|---|---|---|"]
+    return [*lines, *_rows(interleaved(jobs)), ""]
+
+
+def importing() -> list[str]:
+    """Seconds of a new interpreter that imports torch, and of one that imports this library."""
+    jobs = {f"import {name}": lambda name=name: _interpreter(name) for name in ("torch", "lightning_grow")}
+    times = interleaved(jobs)
+    ratio = statistics.median(times["import lightning_grow"]) / statistics.median(times["import torch"])
+    lines = ["| a new interpreter | median s | lowest to highest |", "|---|---|---|"]
+    return [*lines, *_rows(times), "", f"The library takes {ratio:.2f} times as long as torch, which it imports.", ""]
+
+
+def _interpreter(package: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import {package}"], check=True)
+
+
+def _rows(times: dict[str, list[float]]) -> list[str]:
+    return [
+        f"| {name} | {statistics.median(items):.2f} | {min(items):.2f} to {max(items):.2f} |"
+        for name, items in times.items()
+    ]
 
 
 def applying() -> list[str]:
@@ -90,7 +125,7 @@ def main() -> None:
     """Measure and write the tables."""
     torch.set_num_threads(1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = [*planning(), *applying()]
+    lines = [*planning(), *importing(), *applying()]
     used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     lines.append(
         f"Peak memory above the imports: {used:.0f} MiB, with three copies of the target held by the benchmark."

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_grow.private import tree_map
+from lightning_grow.trace.nested import mapped
 from lightning_grow.trace.tape import TRANSPARENT, VIEWS, Node, Value
 
 _MOVES = {*VIEWS, *TRANSPARENT, "permute", "transpose", "t", "movedim", "select", "slice", "narrow", "split"}
@@ -24,7 +24,7 @@ def moved(node: Node, entries: Sequence[Tensor]) -> list[Tensor]:
     if node.name in VIEWS:
         return [entries[0].reshape(node.outputs[0].shape)]
     given = iter(entries)
-    arguments = tree_map(lambda leaf: next(given) if isinstance(leaf, Value) else leaf, node.arguments)
+    arguments = mapped(lambda leaf: next(given) if isinstance(leaf, Value) else leaf, node.arguments)
     result = node.op(**arguments)
     return [result] if isinstance(result, Tensor) else list(result)
 

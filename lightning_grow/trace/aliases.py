@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_grow.private import Operator, schema, tree_leaves
+from lightning_grow.private import Operator, schema
+from lightning_grow.trace.nested import leaves
 from lightning_grow.trace.tape import Node
 
 
@@ -88,5 +89,5 @@ def written(op: Operator, args: Any, kwargs: Any) -> list[Tensor]:
     for number, argument in enumerate(schema(op).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[number] if number < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+            found += [leaf for leaf in leaves(given) if isinstance(leaf, Tensor)]
     return found

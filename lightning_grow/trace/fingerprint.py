@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.private import tree_map
+from lightning_grow.trace.nested import mapped
 from lightning_grow.trace.tape import Trace, Value
 
 _WHERE = ("device", "pin_memory")  # arguments that say where, not what
@@ -34,7 +34,7 @@ def fingerprint(tape: Trace) -> str:
 
     for number, node in enumerate(tape.nodes):
         arguments = {key: item for key, item in node.arguments.items() if key not in _WHERE}
-        digest.update(repr((str(node.op), tree_map(name, arguments))).encode())
+        digest.update(repr((str(node.op), mapped(name, arguments))).encode())
         for place, value in enumerate(node.outputs):
             names.setdefault(value, f"{number}.{place}: {value.dtype} {value.shape}")
     digest.update(repr([(place, name(value)) for place, value in tape.outputs.items()]).encode())

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.private import schema, tree_leaves, tree_map
+from lightning_grow.private import schema
+from lightning_grow.trace.nested import leaves, mapped
 
 
 class MetaResults:
@@ -24,20 +25,20 @@ class MetaResults:
 
     def __call__(self, op: Any, args: Any, kwargs: Any) -> Any:
         """Call an operator."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not tensors or not _makes_new(op) or not all(map(_is_plain, tensors)):
             return op(*args, **kwargs)
-        key = op, repr(tree_map(_described, (args, kwargs)))
+        key = op, repr(mapped(_described, (args, kwargs)))
         if key in self._known:
-            return tree_map(_made, self._known[key], is_leaf=lambda item: isinstance(item, _Tensor))
+            return mapped(_made, self._known[key])
         result = op(*args, **kwargs)
-        if all(isinstance(leaf, Tensor) and _is_plain(leaf) for leaf in tree_leaves(result)):
-            self._known[key] = tree_map(_described, result)
+        if all(isinstance(leaf, Tensor) and _is_plain(leaf) for leaf in leaves(result)):
+            self._known[key] = mapped(_described, result)
         return result
 
 
 class _Tensor(tuple[Any, ...]):
-    """A tensor's shape, strides and type."""
+    """A tensor's shape, strides and type; no container."""
 
     __slots__ = ()
 

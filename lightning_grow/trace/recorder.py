@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_grow.private import TorchDispatchMode, decompositions, no_dispatch, schema, tree_leaves, tree_map
+from lightning_grow.private import TorchDispatchMode, decompositions, no_dispatch, schema
 from lightning_grow.trace.aliases import Aliases, View, shares_memory, written
 from lightning_grow.trace.axes import Axis
 from lightning_grow.trace.meta_results import MetaResults
+from lightning_grow.trace.nested import leaves, mapped
 from lightning_grow.trace.routing import MASKED, filled_by_mask, has_mask, routed_positions
 from lightning_grow.trace.rules import contractions, indexing, rearranging, reductions  # noqa: F401 - fill the table
 from lightning_grow.trace.table import has_rule
@@ -81,8 +82,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
                     return fill(args[0], mask, args[2])
             args = (args[0], [column for item in args[1] for column in self._columns(item)], *args[2:])
         arguments = bind_arguments(op, args, kwargs or {})
-        values = tree_map(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
-        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Value)]
+        values = mapped(lambda leaf: self.value_of(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
+        tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Value)]
         if op in _NUMBERS:
             return self._scalar(op, args, tensors)
         if operator_name(op) in UNFOLDED:
@@ -149,16 +150,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         return op(*args)
 
     def _placed(self, arguments: Any) -> Any:
-        if self.device is None or all(leaf.is_meta for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)):
+        if self.device is None or all(leaf.is_meta for leaf in leaves(arguments) if isinstance(leaf, Tensor)):
             return arguments
         move = lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf  # noqa: E731
         with no_dispatch():
-            return tree_map(move, arguments)
+            return mapped(move, arguments)
 
     def _constant_results(self, op: Any, args: Any, kwargs: Any, tensors: list[Value]) -> list[Tensor | None]:
         """Run the operator on the real contents where all of them are known, or do not matter."""
         if operator_name(op) in _CONTENT_FREE:
-            args = tree_map(
+            args = mapped(
                 lambda leaf: torch.zeros(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf, args
             )
             tensors = []
@@ -172,13 +173,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
             return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
         with no_dispatch():
-            results = tree_leaves(op(*tree_map(real, args), **tree_map(real, kwargs)))
+            results = leaves(op(*mapped(real, args), **mapped(real, kwargs)))
         most = 0 if is_empty(op) else _LARGEST_CONSTANT
         return [item if item.numel() <= most else None for item in results if isinstance(item, Tensor)]
 
     def _record(self, node: Node, result: Any, contents: list[Tensor | None]) -> list[Tensor]:
         """Put an operator on the tape; its results are what it computes."""
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         for tensor, content in zip(tensors, contents or [None] * len(tensors), strict=True):
             node.outputs.append(_made(tensor.shape, tensor.dtype, content, node.tensors()))
             self.track(tensor, node.outputs[-1])
@@ -213,9 +214,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         whole = _laid_out(below.constant, view.below, True)
         with no_dispatch():
             shown = [
-                tree_map(lambda leaf: whole if leaf is view.below else leaf, item) for item in (view.args, view.kwargs)
+                mapped(lambda leaf: whole if leaf is view.below else leaf, item) for item in (view.args, view.kwargs)
             ]
-            tree_leaves(view.node.op(*shown[0], **shown[1]))[view.number].copy_(value.constant)
+            leaves(view.node.op(*shown[0], **shown[1]))[view.number].copy_(value.constant)
         return whole
 
     def _again(self, tensor: Tensor, view: View) -> Value:
@@ -225,7 +226,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch lea
         if view.node is None:
             return self.track(tensor, below)
         first = view.node.tensors()[0]
-        arguments = tree_map(lambda leaf: below if leaf is first else leaf, view.node.arguments)
+        arguments = mapped(lambda leaf: below if leaf is first else leaf, view.node.arguments)
         node = Node(view.node.op, arguments, view.node.path, view.node.whole)
         contents = self._constant_results(node.op, view.args, view.kwargs, [below])
         contents = contents or [None] * len(view.node.outputs)
@@ -243,7 +244,7 @@ def _made(shape: Sequence[int], dtype: torch.dtype, content: Tensor | None, of: 
 
 
 def _first(args: Any) -> Tensor:
-    return next(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return next(leaf for leaf in leaves(args) if isinstance(leaf, Tensor))
 
 
 def _laid_out(content: Any, like: Tensor, is_written: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,7 @@ def has_rule(op: Operator) -> bool:
     return name in RULES or name in TRANSPARENT or torch.Tag.pointwise in op.tags or not _takes_tensors(op)
 
 
+@cache
 def _takes_tensors(op: Operator) -> bool:
     return any("Tensor" in str(argument.type) for argument in schema(op).arguments)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_grow.private import Operator, schema, tree_leaves
+from lightning_grow.private import Operator, schema
 from lightning_grow.trace.axes import Axis, atoms
+from lightning_grow.trace.nested import leaves
 
 VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze", "flatten", "unflatten")
 """Operators that only give the same entries, in the same order, another shape."""
@@ -98,7 +99,7 @@ class Node:
 
     @cached_property
     def _tensors(self) -> list[Value]:
-        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
+        return [leaf for leaf in leaves(list(self.arguments.values())) if isinstance(leaf, Value)]
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Trace:
 
 def numbers(node: Node) -> list[Any]:
     """The arguments of an operator that are no tensors."""
-    return [leaf for leaf in tree_leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
+    return [leaf for leaf in leaves(list(node.arguments.values())) if not isinstance(leaf, Value)]
 
 
 def atoms_of(values: Iterable[Value]) -> set[Axis]:
@@ -162,6 +163,7 @@ def is_empty(op: Operator) -> bool:
     return operator_name(op) in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
+@cache
 def operator_name(op: Operator) -> str:
     """Return e.g. "add" for aten.add_.Tensor, "mylib::scan" for another library's.
 
