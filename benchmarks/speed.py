@@ -1,6 +1,6 @@
 """Measure planning against width, layers and steps, the import, and applying a plan against `load_state_dict`.
 
-Run `python benchmarks/speed.py` (about five minutes); it writes benchmarks/results/speed.md.
+Run `python benchmarks/speed.py` (about three minutes); it writes benchmarks/results/speed.md.
 """
 
 import resource

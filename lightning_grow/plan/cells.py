@@ -98,13 +98,16 @@ class Layout:
 
     def __init__(self, old_size: Callable[[Axis], int], copied: frozenset[Axis]) -> None:
         self.old_size, self.copied = old_size, copied
+        self._known: dict[tuple[Axis, int], list[Slot]] = {}
 
     def of_atom(self, atom: Axis) -> list[Slot]:
         """One slot where nothing grows, two (the source's units, the new ones) where it does."""
         old = self.old_size(atom)
-        if atom in self.copied and 0 < old < atom.size:
-            return [Slot(((atom, "copied"),))]
-        return [Slot(((atom, part),)) for part, count in (("kept", old), ("new", atom.size - old)) if count > 0]
+        if (atom, old) not in self._known:
+            parts = [part for part, count in (("kept", old), ("new", atom.size - old)) if count > 0]
+            parts = ["copied"] if atom in self.copied and len(parts) == 2 else parts
+            self._known[atom, old] = [Slot(((atom, part),)) for part in parts]
+        return self._known[atom, old]
 
     def slots(self, axis: Axis) -> list[Slot]:
         """The blocks along an axis, in the order of the tree."""

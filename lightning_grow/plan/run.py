@@ -110,10 +110,10 @@ class Run:
     def _drop(self, first: int) -> None:
         """Forget every step from this one on."""
         self.match.rewind(self.steps[first].length)
-        self.steps = self.steps[:first]
-        made = {output for step in self.steps for output in step.outputs}
-        self.cells = {value: cells for value, cells in self.cells.items() if value in made}
-        self.lost = self.lost & made
+        for value in [output for step in self.steps[first:] for output in step.outputs]:
+            self.cells.pop(value, None)
+            self.lost.discard(value)
+        del self.steps[first:]
 
     def _step_of(self, value: Value) -> int:
         """The step that computes a value."""
@@ -128,7 +128,7 @@ class Run:
             self.match.rewind(length)
             return run
         self.match.placed, run.alike, run.placed_for = placed, self.alike, self.placed_for
-        run.steps, run.cells, run.lost = self.steps, self.cells, self.lost
+        run.steps, run.cells, run.lost = [*self.steps], {**self.cells}, {*self.lost}
         run._drop(first)
         run.refined = {value: at for value, at in self.refined.items() if at < first}
         run.asked = {entry: at for entry, at in self.asked.items() if at < first}
