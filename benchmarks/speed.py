@@ -1,6 +1,6 @@
 """Measure planning against width, layers and steps, the import, and applying a plan against `load_state_dict`.
 
-Run `python benchmarks/speed.py` (about three minutes); it writes benchmarks/results/speed.md.
+Run `python benchmarks/speed.py` (about four minutes); it writes benchmarks/results/speed.md.
 """
 
 import resource
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lightning_grow import plan_growth
 from lightning_grow.apply.apply import empty_state, grow_state, write_state
 
-ROUNDS = 7
 INPUTS = (torch.randn(2, 7, 5),)
 
 
@@ -35,10 +34,10 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(jobs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+def interleaved(jobs: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, list[float]]:
     """The times of every job, in turn, after one round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds + 1):
         for name, work in jobs.items():
             spent = seconds(work)
             if number:
@@ -79,7 +78,7 @@ def planning() -> list[str]:
 def importing() -> list[str]:
     """Seconds of a new interpreter that imports torch, and of one that imports this library."""
     jobs = {f"import {name}": lambda name=name: _interpreter(name) for name in ("torch", "lightning_grow")}
-    times = interleaved(jobs)
+    times = interleaved(jobs, rounds=15)
     ratio = statistics.median(times["import lightning_grow"]) / statistics.median(times["import torch"])
     lines = ["| a new interpreter | median s | lowest to highest |", "|---|---|---|"]
     return [*lines, *_rows(times), "", f"The library takes {ratio:.2f} times as long as torch, which it imports.", ""]
