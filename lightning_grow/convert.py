@@ -31,7 +31,7 @@ from lightning_grow.files.record import (
     restore_attributes,
 )
 from lightning_grow.files.spool import Spool, spooling
-from lightning_grow.files.writing import is_same_file, write_checkpoint
+from lightning_grow.files.writing import is_same_file
 from lightning_grow.folding import by_reason
 from lightning_grow.grow import Transfer, make_transfer
 from lightning_grow.options import GrowthOptions, Options, check_options
@@ -120,13 +120,12 @@ def convert_checkpoint(
             f"out is the source's own checkpoint, {path}. Pass another file name: it is never overwritten."
         )
     with spooling(out) as spool:
-        return _convert(path, target, out, source, optimizer, weights_only, checked, spool)
+        return _convert(path, target, source, optimizer, weights_only, checked, spool)
 
 
 def _convert(
     path: str | Path,
     target: nn.Module,
-    out: str | Path,
     source: Source | None,
     optimizer: Literal["reset", "transfer"],
     weights_only: bool,
@@ -148,7 +147,7 @@ def _convert(
     checkpoint.setdefault("pytorch-lightning_version", version("lightning"))  # a Trainer resumes no file without it
     checkpoint.pop("hparams_type", None)
     record_architecture(checkpoint, target, optimizers, tape=own_fingerprint(target, options))
-    write_checkpoint(checkpoint, out)
+    spool.finish(checkpoint)
     report = growth.transfer.report
     fresh = [f"Moments that start fresh: {by_reason(carried.fresh)}."] if carried.fresh else []
     return replace(report, notes=(*report.notes, *fresh))

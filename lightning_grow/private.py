@@ -44,6 +44,25 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+class Stored(NamedTuple):
+    """The memory of a tensor as a file of torch names it."""
+
+    storage: torch.UntypedStorage
+    kind: Any
+    entries: int
+    identity: int
+
+
+def stored(item: Any) -> Stored | None:
+    """What torch's pickler makes of a tensor's memory; None for all else that is pickled."""
+    if isinstance(item, torch.storage.TypedStorage):
+        kind, storage = getattr(torch, item._pickle_storage_type()), item._untyped_storage  # type: ignore[no-untyped-call]
+        return Stored(storage, kind, item._size(), storage._cdata)  # type: ignore[no-untyped-call]
+    if isinstance(item, torch.UntypedStorage):
+        return Stored(item, torch.UntypedStorage, item.nbytes(), item._cdata)
+    return None
+
+
 class Tables(NamedTuple):
     """Where an nn.Module keeps its parts, by name."""
 
