@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -83,16 +84,31 @@ def _takes_one(method: Any) -> bool:
 
 @torch.no_grad()
 def _draw(part: nn.Module, initialisers: Sequence[Callable[[nn.Module], Any]], own: Mapping[str, Tensor]) -> set[str]:
-    """Draw a part's own values; return those that are not all drawn, for they depend on what the memory held before."""
-    state, drawn = torch.get_rng_state(), list[dict[str, Tensor]]()
-    for fill in (0, 1) if initialisers and own else ():
-        torch.set_rng_state(state)
-        for tensor in own.values():
-            tensor.fill_(fill)
-        for initialise in initialisers:
-            initialise(part)
-        drawn.append({key: getattr(part, key).detach().clone() for key in own})
-    return {key for key in own if not drawn or not torch.equal(drawn[0][key], drawn[1][key])}
+    """Draw a part's own values; return those that are not all drawn, for they depend on what the memory held before.
+
+    NaN shows where floats were left as they were; of other types it takes two draws, into other contents.
+    """
+    if not (initialisers and own):
+        return set(own)
+    if all(tensor.is_floating_point() for tensor in own.values()):
+        drawn = _draw_over(math.nan, part, initialisers, own)
+        return {key for key, tensor in drawn.items() if bool(tensor.isnan().any())}
+    state = torch.get_rng_state()
+    first = {key: tensor.clone() for key, tensor in _draw_over(0, part, initialisers, own).items()}
+    torch.set_rng_state(state)
+    drawn = _draw_over(1, part, initialisers, own)
+    return {key for key, tensor in drawn.items() if not torch.equal(first[key], tensor)}
+
+
+def _draw_over(
+    fill: float, part: nn.Module, initialisers: Sequence[Callable[[nn.Module], Any]], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Draw values in the place of what is the same number everywhere."""
+    for tensor in own.values():
+        tensor.fill_(fill)
+    for initialise in initialisers:
+        initialise(part)
+    return {key: getattr(part, key).detach() for key in own}
 
 
 def with_known_buffers(module: nn.Module) -> nn.Module:
