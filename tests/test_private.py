@@ -1,6 +1,8 @@
 """What is not public in torch and Lightning stands in one file, and each name of it still means what we take it for."""
 
 import ast
+import io
+import pickle
 
 import lightning as L
 import pytest
@@ -116,6 +118,22 @@ def test_torch_flattens_trees_in_order():
     assert private.tree_map(str, tree) == {"a": ["1", ("2",)], "b": "3"}
     paths = [private.keystr(path) for path, _ in private.tree_flatten_with_path(tree)[0]]
     assert paths == ["['a'][0]", "['a'][1][0]", "['b']"]
+
+
+def test_torch_pickles_memory_under_the_names_that_it_reads():
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item):
+            found = private.stored(item)
+            if found is not None:
+                met.append((found.kind, found.entries, found.storage.nbytes(), found.identity))
+            return None if found is None else str(found.identity)
+
+    met, item = [], torch.ones(3)
+    content = [item, item[1:], item.untyped_storage(), torch.ones(2, dtype=torch.int64), "text"]
+    Pickler(io.BytesIO(), protocol=2).dump(content)
+    kinds = [torch.FloatStorage, torch.FloatStorage, torch.UntypedStorage, torch.LongStorage]
+    assert [entry[:3] for entry in met] == list(zip(kinds, (3, 3, 12, 2), (12, 12, 12, 16), strict=True))
+    assert met[0][3] == met[1][3] == met[2][3] != met[3][3]
 
 
 @pytest.mark.parametrize("name", private.RESETS)

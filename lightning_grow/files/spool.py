@@ -33,7 +33,7 @@ class Spool:
     def __init__(self, new: NewFile) -> None:
         self.new, self.end = new, 0
         self.starts: dict[int, int] = {}
-        self._window, self._first = memoryview(b""), 0
+        self._windows, self._first = [memoryview(b"")], 0  # all of them: no other tensor may get the address of one
 
     def like(self, tensor: Tensor) -> Tensor:
         """An empty tensor of the same shape and type, on the CPU.
@@ -46,14 +46,14 @@ class Spool:
             return torch.empty_like(tensor, device="cpu")
         start = _aligned(self.end + HEADER, ALIGNMENT)
         try:
-            if start + size > self._first + len(self._window):
+            if start + size > self._first + len(self._windows[-1]):
                 start = self._move_window(start, size)
             _reserve(self.new.file.fileno(), start, size)
         except OSError as error:
             raise CheckpointError(
                 f"{self.new.path} has no room for {size:,} more bytes ({error}). Make room, or write to another place."
             ) from error
-        flat = torch.frombuffer(self._window, dtype=torch.uint8, count=size, offset=start - self._first)
+        flat = torch.frombuffer(self._windows[-1], dtype=torch.uint8, count=size, offset=start - self._first)
         self.starts[flat.data_ptr()], self.end = start, start + size
         return flat.view(tensor.dtype).as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
 
@@ -62,7 +62,8 @@ class Spool:
         start = _aligned(start, mmap.ALLOCATIONGRANULARITY)
         length = max(size, self.end, 2**26)
         os.truncate(self.new.file.fileno(), start + length)
-        self._window, self._first = memoryview(mmap.mmap(self.new.file.fileno(), length, offset=start)), start
+        self._windows.append(memoryview(mmap.mmap(self.new.file.fileno(), length, offset=start)))
+        self._first = start
         return start
 
     def keep(self, tensor: Tensor) -> Tensor:

@@ -110,6 +110,16 @@ def test_what_the_checkpoint_does_not_hold_is_not_in_the_file(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks for maps as Linux does")
+def test_a_tensor_that_is_gone_leaves_its_address_to_no_other(tmp_path):
+    with spooling(tmp_path / "a.ckpt") as spool:
+        for number in range(1, 7):
+            spool.keep(torch.zeros(number, 2**22))  # nobody keeps it
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "/.a.ckpt." in line]
+        mapped = sum(int(end, 16) - int(start, 16) for start, end in (line[0].split("-") for line in maps))
+        assert mapped >= spool.end - 2**16
+
+
 def test_memory_of_two_types_is_refused_as_torch_refuses_it(tmp_path):
     item = torch.ones(4)
     content = {"one": item, "other": item.view(torch.int32)}
