@@ -1,7 +1,7 @@
 """The language model with 2.4 times the compute: does growing pay more where there is more to train?
 
-Run `python benchmarks/growth/language_model_longer.py --seeds 5` (about 20 minutes of one core a seed); it goes on
-where an earlier call ended.
+Run `python benchmarks/growth/language_model_longer.py --seeds 5` (by the shorter one's times half an hour of one
+core a seed, twice that on a slow machine); it goes on where an earlier call ended.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """What operators take and give: tensors and numbers, in lists, tuples and dicts, and nothing else.
 
-Torch's pytree knows every container there is, which takes a third of the time of a plan.
+Torch's pytree knows every container there is, which took a quarter of the time of a plan.
 """
 
 from __future__ import annotations
